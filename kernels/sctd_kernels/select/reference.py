@@ -1,0 +1,51 @@
+"""Selection in plain torch. Legend: B rows, S positions a row, K kept positions a row."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sctd_kernels.hashing import hash_positions
+
+
+class Selection(NamedTuple):
+    """A choice of K of S positions per row; kept and dropped together are a permutation of all positions.
+
+    kept_BK, dropped_BN: int64, ascending, N = S - K.
+    inverse_BS: int64, rank of a position among the kept ones, -1 where it is dropped.
+    """
+
+    kept_BK: Tensor
+    dropped_BN: Tensor
+    inverse_BS: Tensor
+
+
+def select(
+    scores_BS: Tensor,
+    keep: int,
+    row_seed_B: Tensor,
+    forced_keep_BS: Tensor | None,
+    forced_drop_BS: Tensor | None,
+) -> Selection:
+    key_BS = _sort_keys(scores_BS, row_seed_B, forced_keep_BS, forced_drop_BS)
+    top_BK = key_BS.topk(keep, dim=1, sorted=False).indices
+    is_kept_BS = torch.zeros_like(key_BS, dtype=torch.bool).scatter_(1, top_BK, True)
+    # A stable sort of the flags lists the kept positions and then the dropped ones, each ascending.
+    order_BS = torch.argsort(is_kept_BS.to(torch.uint8), dim=1, descending=True, stable=True)
+    rank_BS = is_kept_BS.cumsum(1) - 1
+    inverse_BS = torch.where(is_kept_BS, rank_BS, -1)
+    return Selection(order_BS[:, :keep].contiguous(), order_BS[:, keep:].contiguous(), inverse_BS)
+
+
+def _sort_keys(
+    scores_BS: Tensor, row_seed_B: Tensor, forced_keep_BS: Tensor | None, forced_drop_BS: Tensor | None
+) -> Tensor:
+    """int64 (B, S), distinct within a row: the score as a monotone 32-bit integer above 32 bits of hash."""
+    scores_BS = scores_BS.float()
+    if forced_keep_BS is not None:
+        scores_BS = scores_BS.masked_fill(forced_keep_BS, float("inf"))
+    if forced_drop_BS is not None:
+        scores_BS = scores_BS.masked_fill(forced_drop_BS, float("-inf"))
+    bits_BS = (scores_BS + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0, whose bits differ
+    monotone_BS = bits_BS ^ ((bits_BS >> 31) & 0x7FFFFFFF)
+    return (monotone_BS.long() << 32) | hash_positions(row_seed_B, scores_BS.shape[1])

@@ -1,0 +1,92 @@
+"""The command line: verbs only, each calls one function. Bad input: one line on stderr, exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sctd import __version__
+from sctd.config import load_config, nearest, recipe_names, to_yaml
+from sctd.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, or 2 for bad input."""
+    try:
+        args = _parser().parse_args(argv)
+        args.call(args)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sctd: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sctd", description="BERT pretraining with (semantic-consistent) token dropping.")
+    parser.add_argument("--version", action="version", version=f"sctd {__version__}")
+    # The deepspeed launcher adds this before the verb; LOCAL_RANK in the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_Parser)
+    _add_prepare(verbs.add_parser("prepare", help="raw text -> tokenizer and packed rows"))
+    _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
+    _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
+    return parser
+
+
+def _add_prepare(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--source", action="append", required=True, metavar="SOURCE",
+                      help="file, glob of .txt .jsonl .parquet (plain, .gz, .xz, .zst), hf:NAME[:CONFIG[:SPLIT]] or "
+                           "'embedded'; may be repeated")
+    verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
+    verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
+    verb.add_argument("--vocab-size", type=int, default=30522, help="of a new tokenizer (default %(default)s)")
+    verb.add_argument("--seq-len", type=int, default=512, help="tokens a row (default %(default)s)")
+    verb.add_argument("--valid-fraction", type=float, default=0.01, help="documents held out (default %(default)s)")
+    verb.add_argument("--seed", type=int, default=1, help="of the held-out split (default %(default)s)")
+    verb.set_defaults(call=_prepare)
+
+
+def _add_pretrain(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="name of a shipped recipe, or a YAML file; shipped: " + ", ".join(recipe_names()))
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    verb.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help="wins over the recipe")
+    verb.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # launch scripts often pass it
+    verb.add_argument("--resume", action="store_true", help="continue the newest whole checkpoint in run.dir")
+    verb.add_argument("--print-config", action="store_true", help="print the merged configuration and stop")
+    verb.set_defaults(call=_pretrain)
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", type=Path, help="folder of a pretraining run")
+    verb.add_argument("--out", required=True, type=Path, help="folder of the exported model")
+    verb.set_defaults(call=_export)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from sctd.corpus.prepare import prepare
+
+    prepare(args.source, args.out, args.seq_len, args.tokenizer, args.vocab_size, args.valid_fraction, args.seed)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return
+    from sctd.train.pretrain import pretrain
+
+    pretrain(config, resume=args.resume, deepspeed_config=args.deepspeed_config)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from sctd.train.export import export_run
+
+    print(f"exported {export_run(args.run, args.out)}")

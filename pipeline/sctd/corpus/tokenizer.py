@@ -1,0 +1,273 @@
+"""WordPiece tokenizers as BERT has them: load, train, save as a Hugging Face folder, identify by hash."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from sctd.corpus.sources import one_line
+from sctd.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SpecialIds
+MIN_VOCAB_SIZE = 256
+MAX_WORD_CHARS = 100  # WordPiece turns longer words into [UNK], as in BERT
+MAX_DISTINCT_WORDS = 4_000_000  # held while counting; the rarest are forgotten beyond
+MAX_TRAINING_WORDS = 100_000_000  # occurrences fed to the trainer; counts of larger corpora are scaled down
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return (self.pad, self.unk, self.cls, self.sep, self.mask)
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """The five special ids. UserError naming those that the vocabulary lacks."""
+    ids = {token: index for token in SPECIAL_TOKENS if (index := tokenizer.token_to_id(token)) is not None}
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
+    if missing:
+        raise UserError(f"tokenizer: no {', '.join(missing)} in its vocabulary; use a BERT WordPiece tokenizer")
+    return SpecialIds(*ids.values())
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Number of token ids, added tokens included: the least embedding rows that a model needs."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+# ---- load --------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """A BERT tokenizer from a vocab.txt, a tokenizer.json, a folder with either, or a hub id.
+
+    Truncation and padding of a stored tokenizer are switched off. UserError if it cannot be read, if a special token
+    is missing or if the ids have gaps.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        stored = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not stored:
+            raise UserError(f"{spec}: neither tokenizer.json nor vocab.txt in this folder")
+        path = stored[0]
+    if path.is_file():
+        tokenizer = _from_vocab(path) if path.suffix == ".txt" else _from_json(path)
+    elif path.suffix in (".txt", ".json") or spec.startswith((".", "/", "~")):
+        raise UserError(f"{spec}: no such tokenizer file or folder")
+    else:
+        tokenizer = _from_hub(spec)
+    try:
+        special_ids(tokenizer)
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from error
+    if len(set(tokenizer.get_vocab().values())) != vocab_size(tokenizer):
+        raise UserError(f"{spec}: the vocabulary's ids have gaps; number its tokens from 0 without holes")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _from_vocab(path: Path) -> Tokenizer:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    pieces = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    if len(set(pieces)) != len(pieces):
+        twice = next(piece for piece, count in Counter(pieces).items() if count > 1)
+        raise UserError(f"{path}: the piece {twice!r} stands in it more than once; a vocab.txt has one piece a line")
+    cased = any(piece != piece.lower() for piece in pieces if not (piece.startswith("[") and piece.endswith("]")))
+    return _wordpiece({piece: index for index, piece in enumerate(pieces)}, lowercase=not cased)
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{path}: cannot be read as a tokenizer.json ({one_line(error)})") from error
+
+
+def _from_hub(name: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(name).backend_tokenizer
+        return Tokenizer.from_str(backend.to_str())
+    except Exception as error:  # the hub client raises from a dozen unrelated classes
+        raise UserError(
+            f"{name}: no such file, and not to be had as a tokenizer from the hub ({type(error).__name__}: "
+            f"{one_line(error)}); check the name, or give a vocab.txt or tokenizer.json"
+        ) from error
+
+
+def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARS))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    # A special token that the vocabulary lacks must stay lacking: adding it would append an id.
+    tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
+    _set_template(tokenizer)
+    return tokenizer
+
+
+def _set_template(tokenizer: Tokenizer) -> None:
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    if all(index is not None for _, index in ids):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ids
+        )
+
+
+# ---- train -------------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
+    """A BERT WordPiece tokenizer with at most `vocab_size` pieces; the same documents give the same ids.
+
+    Memory is bounded by the number of distinct words, not by the corpus. UserError if `vocab_size` is too small.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(f"vocab_size {vocab_size} is too small for WordPiece; use {MIN_VOCAB_SIZE} or more")
+    words = _count_words(documents, lowercase)
+    # The trainer numbers the ##characters as its hash map yields them, which differs from run to run, and ties
+    # between merges are broken by these numbers. Entering the alphabet as "special" tokens pins the numbers.
+    alphabet, continuing = _alphabet(words, limit=min(1000, max(100, vocab_size // 8)))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*SPECIAL_TOKENS, *alphabet, *("##" + char for char in continuing)],
+        show_progress=False,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(_repeated(words), trainer)
+    return _wordpiece(learner.get_vocab(), lowercase)
+
+
+def _count_words(documents: Iterable[str], lowercase: bool) -> Counter[str]:
+    """Occurrences of the words that BERT's normalizer and pre-tokenizer make of the documents."""
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    # BERT's word boundaries include all white space, so that counting can come first and each spelling is split once.
+    chunks: Counter[str] = Counter()
+    for document in documents:
+        chunks.update(document.split())
+        _forget_rarest(chunks)
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            if len(word) <= MAX_WORD_CHARS:
+                words[word] += count
+    return words
+
+
+def _forget_rarest(counts: Counter[str]) -> None:
+    floor = 1
+    while len(counts) > MAX_DISTINCT_WORDS:
+        for word in [word for word, count in counts.items() if count <= floor]:
+            del counts[word]
+        floor *= 2
+
+
+def _alphabet(words: Counter[str], limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters, and those of them that occur inside words; both sorted."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        for char in word:
+            counts[char] += count
+        inside.update(word[1:])
+    kept = sorted(sorted(counts, key=lambda char: (-counts[char], char))[:limit])
+    return kept, [char for char in kept if char in inside]
+
+
+def _repeated(words: Counter[str]) -> Iterator[str]:
+    """Each word as often as it occurs (scaled down for huge corpora): the trainer takes text, not counts."""
+    scale = -(-words.total() // MAX_TRAINING_WORDS) or 1
+    for word, count in words.items():
+        remaining = count // scale
+        while remaining > 0:
+            yield (word + " ") * min(remaining, 10_000)
+            remaining -= 10_000
+
+
+# ---- use ---------------------------------------------------------------------------------------------------------
+
+
+def corpus_encoder(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy for encoding corpora: no truncation, no padding, and "[MASK]" in a text is text, not the special id."""
+    encoder = Tokenizer.from_str(tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def encode_documents(encoder: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, int32, without [CLS] and [SEP]. `encoder` comes from corpus_encoder."""
+    encodings = encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 over all that decides which ids a text gets: vocabulary, normalizer, pre-tokenizer, model settings."""
+    state = json.loads(tokenizer.to_str())
+    decisive = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer")}
+    decisive["vocab"] = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json and vocab.txt, so that transformers.AutoTokenizer loads `folder`.
+
+    transformers then adds [CLS] and [SEP]; `model_max_length` counts them. The tokenizer itself is not changed.
+    """
+    stored = Tokenizer.from_str(tokenizer.to_str())
+    stored.no_truncation()
+    stored.no_padding()
+    _set_template(stored)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(stored.to_str(pretty=True) + "\n", encoding="utf-8")
+    pieces = sorted(stored.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8", newline="\n")
+    config = _transformers_config(json.loads(stored.to_str()), model_max_length)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _transformers_config(state: dict, model_max_length: int) -> dict:
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    config = {**dict(zip(names, SPECIAL_TOKENS, strict=True)), "model_max_length": model_max_length}
+    normalizer = state["normalizer"] or {}
+    is_bert = (
+        state["model"]["type"] == "WordPiece"
+        and normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and state["pre_tokenizer"] == {"type": "BertPreTokenizer"}
+    )
+    if not is_bert:  # transformers' BertTokenizer would put its own normalizer in place of this one
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        return {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **config}
+    return {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normalizer["lowercase"],
+        "strip_accents": normalizer["strip_accents"],
+        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+        **config,
+    }

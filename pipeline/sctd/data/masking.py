@@ -1,0 +1,104 @@
+"""Dynamic masking (Devlin et al. 2019): 15 % of the tokens, of those 80 % [MASK], 10 % random, 10 % unchanged.
+
+Every row has exactly the same number of targets, so that shapes are static and a mean over rows is a mean over
+targets. A target is never a special token. All draws are functions of (seed, global sample index, position).
+
+Legend: B rows, S positions a row, M targets a row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sctd.data.hashing import STREAM_KIND, STREAM_MASK, STREAM_TOKEN, below, hash64
+from sctd.errors import UserError
+
+_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """input_ids_BS with targets corrupted; positions_BM ascending; labels_BM the original ids there. All int64."""
+
+    input_ids_BS: NDArray[np.int64]
+    positions_BM: NDArray[np.int64]
+    labels_BM: NDArray[np.int64]
+
+
+class Masker:
+    """Chooses and corrupts targets.
+
+    Args:
+        special: ids that are never targets and never drawn as random tokens.
+        continuation_V: bool (V,), pieces that continue a word; given for whole-word masking, else None. The number
+            of targets is exact there too: the last word drawn may be masked in part.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        vocab_size: int,
+        mask_id: int,
+        special: tuple[int, ...],
+        probability: float,
+        continuation_V: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.mask_id = mask_id
+        self.probability = probability
+        self.continuation_V = continuation_V
+        self._is_special_V = np.zeros(vocab_size, dtype=bool)
+        self._is_special_V[list(special)] = True
+        self._regular = np.flatnonzero(~self._is_special_V)
+
+    def targets(self, length: int) -> int:
+        """M of a row of `length` tokens."""
+        return max(1, round(self.probability * length))
+
+    def __call__(self, ids_BS: NDArray[np.integer], sample_B: NDArray[np.int64]) -> MaskedRows:
+        """Mask rows.
+
+        Args:
+            ids_BS: original ids. sample_B: global sample index of each row.
+
+        Raises:
+            UserError: a row with fewer maskable tokens than targets.
+        """
+        ids_BS = ids_BS.astype(np.int64)
+        sample_B1 = sample_B.astype(np.uint64)[:, None]
+        positions_BM = self._choose(ids_BS, sample_B1)
+        labels_BM = np.take_along_axis(ids_BS, positions_BM, axis=1)
+        kind_BM = hash64(self.seed, STREAM_KIND, sample_B1, positions_BM.astype(np.uint64)) / 2.0**64
+        token_BM = below(hash64(self.seed, STREAM_TOKEN, sample_B1, positions_BM.astype(np.uint64)), len(self._regular))
+        shown_BM = np.where(kind_BM < _MASK_SHARE + _RANDOM_SHARE, self._regular[token_BM], labels_BM)
+        shown_BM[kind_BM < _MASK_SHARE] = self.mask_id
+        np.put_along_axis(ids_BS, positions_BM, shown_BM, axis=1)
+        return MaskedRows(ids_BS, positions_BM, labels_BM)
+
+    def _choose(self, ids_BS: NDArray[np.int64], sample_B1: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The M positions of each row with the smallest random keys; pieces of a word share the key of its start."""
+        length = ids_BS.shape[1]
+        count = self.targets(length)
+        is_special_BS = self._is_special_V[ids_BS]
+        maskable = length - is_special_BS.sum(axis=1)
+        if maskable.min() < count:
+            row = int(maskable.argmin())
+            raise UserError(
+                f"sample {int(sample_B1[row, 0])}: {int(maskable[row])} maskable tokens for {count} targets; "
+                "lower data.mask_probability or prepare the corpus again"
+            )
+        position_S = np.arange(length, dtype=np.uint64)
+        if self.continuation_V is None:
+            key_BS = hash64(self.seed, STREAM_MASK, sample_B1, position_S)
+        else:
+            starts_BS = np.where(self.continuation_V[ids_BS], 0, np.arange(length))
+            word_BS = np.maximum.accumulate(starts_BS, axis=1).astype(np.uint64)
+            key_BS = hash64(self.seed, STREAM_MASK, sample_B1, word_BS)
+        key_BS[is_special_BS] = _LAST
+        if self.continuation_V is None:
+            chosen_BM = np.argpartition(key_BS, count - 1, axis=1)[:, :count]
+        else:
+            chosen_BM = np.argsort(key_BS, axis=1, kind="stable")[:, :count]
+        return np.sort(chosen_BM, axis=1)

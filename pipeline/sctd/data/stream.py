@@ -1,0 +1,119 @@
+"""Batches of a split: the only state is one integer, the number of samples consumed so far (the cursor).
+
+Legend: B rows of a micro-batch, S positions a row, M targets a row.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sctd.corpus.manifest import Manifest
+from sctd.data.hashing import STREAM_TIES, STREAM_VALID, hash64
+from sctd.data.masking import Masker
+from sctd.data.order import row_of_sample
+from sctd.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+class Rows:
+    """Random access to the rows of one split, memory-mapped."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        shards = manifest.splits[split].shards
+        self._shards = [np.load(folder / shard.file, mmap_mode="r", allow_pickle=False) for shard in shards]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        for shard, array in zip(shards, self._shards, strict=True):
+            if array.shape != (shard.rows, manifest.seq_len):
+                raise UserError(
+                    f"shard {folder / shard.file} has shape {array.shape}, its manifest says "
+                    f"({shard.rows}, {manifest.seq_len}): prepare the corpus again"
+                )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 (B,) -> int64 (B, S)."""
+        which = np.searchsorted(self._ends, rows, side="right")
+        starts = self._ends - [len(shard) for shard in self._shards]
+        return np.stack([self._shards[w][row - starts[w]] for w, row in zip(which, rows, strict=True)]).astype(np.int64)
+
+
+def make_batch(rows: Rows, masker: Masker, row_B: NDArray[np.int64], sample_B: NDArray[np.int64]) -> Batch:
+    """Tensors of one micro-batch, named as the arguments of the model's forward."""
+    masked = masker(rows[row_B], sample_B)
+    ties_B = hash64(masker.seed, STREAM_TIES, sample_B.astype(np.uint64)).view(np.int64)
+    return {
+        "input_ids": torch.from_numpy(masked.input_ids_BS),
+        "positions": torch.from_numpy(masked.positions_BM),
+        "labels": torch.from_numpy(masked.labels_BM),
+        "row_seed": torch.from_numpy(ties_B),
+    }
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's part of each optimizer step: `accumulation` micro-batches of `micro_batch` rows."""
+
+    rank: int
+    world: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.world * self.micro_batch * self.accumulation
+
+
+class TrainStream:
+    """The optimizer steps of a run from a cursor on, the next one prepared while the current one trains."""
+
+    def __init__(self, rows: Rows, masker: Masker, seed: int, share: Share, pin: bool = False) -> None:
+        self.rows, self.masker, self.seed, self.share, self.pin = rows, masker, seed, share, pin
+
+    def sample_rows(self, cursor: int) -> NDArray[np.int64]:
+        """Corpus rows of the whole global batch that starts at `cursor`: int64 (global batch,)."""
+        sample = np.arange(cursor, cursor + self.share.global_batch)
+        return row_of_sample(self.seed, sample, len(self.rows))
+
+    def step(self, cursor: int) -> list[Batch]:
+        """The micro-batches of this rank for the step that starts at sample `cursor`."""
+        share = self.share
+        per_rank = share.micro_batch * share.accumulation
+        mine = np.arange(cursor + share.rank * per_rank, cursor + (share.rank + 1) * per_rank)
+        batches = []
+        for sample_B in mine.reshape(share.accumulation, share.micro_batch):
+            row_B = row_of_sample(self.seed, sample_B, len(self.rows))
+            batch = make_batch(self.rows, self.masker, row_B, sample_B)
+            batches.append({name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin else batch)
+        return batches
+
+    def iterate(self, cursor: int) -> Iterator[list[Batch]]:
+        """Endless steps from `cursor`; one thread stays one step ahead."""
+        with ThreadPoolExecutor(1, thread_name_prefix="sctd-data") as pool:
+            ahead: Future[list[Batch]] = pool.submit(self.step, cursor)
+            while True:
+                batches = ahead.result()
+                cursor += self.share.global_batch
+                ahead = pool.submit(self.step, cursor)
+                yield batches
+
+
+def valid_batches(rows: Rows, masker: Masker, limit: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+    """Held-out rows of this rank, the same rows and masks at every call and for any number of ranks.
+
+    Args:
+        limit: rows over all ranks, at most. batch: rows a batch.
+    """
+    mine = np.arange(min(limit, len(rows)))[rank::world]
+    offset = int(hash64(masker.seed, STREAM_VALID) >> np.uint64(1))  # far away from any training sample's index
+    for start in range(0, len(mine), batch):
+        row_B = mine[start : start + batch]
+        yield make_batch(rows, masker, row_B, row_B + (offset >> 1))

@@ -1,0 +1,1 @@
+"""BERT, its token-dropping wrapper, its heads and its conversion to and from transformers."""

@@ -1,0 +1,18 @@
+"""Output heads."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MlmHead(nn.Module):
+    """Dense, GELU, LayerNorm, then the tied word embeddings and a bias of its own."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_VD: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.dense(x))), word_VD, self.bias)

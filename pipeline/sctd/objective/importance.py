@@ -1,0 +1,66 @@
+"""The importance table of token dropping: a running mean of the MLM loss of each vocabulary id (Hou et al. 2022).
+
+The table is float32 whatever the engine does to the model: steps of 0.5 % round away in bfloat16. It is therefore no
+module, and no buffer of one. Within a step, losses are summed as 64-bit fixed-point integers. Integer sums do not
+depend on the order of their terms, so the table is bit for bit the same for any split of the same losses into
+micro-batches and ranks, on GPUs (whose scatter-adds have no order) too.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+INITIAL = 10.0
+_SCALE = 2.0**24  # fixed point: 6e-8 nats; a sum overflows beyond 5e11 nats
+_MAX_LOSS = 1e4
+
+
+class ImportanceTable:
+    """One score per vocabulary id, the same on all ranks.
+
+    Args:
+        special: ids that are never updated.
+        beta: share of the old value that an update keeps.
+    """
+
+    def __init__(self, vocab_size: int, special: tuple[int, ...], beta: float, device: torch.device | str = "cpu"):
+        self.scores_V = torch.full((vocab_size,), INITIAL, dtype=torch.float32, device=device)
+        self.beta = beta
+        self._sum_count_2V = torch.zeros(2, vocab_size, dtype=torch.int64, device=device)
+        self._updatable_V = torch.ones(vocab_size, dtype=torch.bool, device=device)
+        self._updatable_V[list(special)] = False
+
+    def lookup(self, ids_BS: Tensor) -> Tensor:
+        """Scores of the visible (corrupted) ids: float32 (B, S)."""
+        return self.scores_V[ids_BS]
+
+    @torch.no_grad()
+    def accumulate(self, labels: Tensor, losses: Tensor) -> None:
+        """Add a micro-batch: original ids and the cross-entropy in nats of each predicted position."""
+        ids = labels.flatten()
+        fixed = (losses.detach().flatten().double().nan_to_num(0.0).clamp(0.0, _MAX_LOSS) * _SCALE).round().long()
+        self._sum_count_2V[0].index_add_(0, ids, fixed)
+        self._sum_count_2V[1].index_add_(0, ids, torch.ones_like(ids))
+
+    @torch.no_grad()
+    def commit(self, applied: bool) -> None:
+        """At the end of an optimizer step: all-reduce the sums and move each id that occurred towards its mean loss.
+
+        Args:
+            applied: whether the optimizer step was applied; a skipped one leaves the table unchanged.
+        """
+        if applied:
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(self._sum_count_2V)
+            total_V, count_V = self._sum_count_2V
+            mean_V = (total_V.double() / (_SCALE * count_V.clamp(min=1))).float()
+            moved_V = self.beta * self.scores_V + (1 - self.beta) * mean_V
+            self.scores_V = torch.where((count_V > 0) & self._updatable_V, moved_V, self.scores_V)
+        self._sum_count_2V.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scores": self.scores_V.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.scores_V = state["scores"].to(self.scores_V)
+        self._sum_count_2V.zero_()

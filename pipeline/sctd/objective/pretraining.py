@@ -1,0 +1,147 @@
+"""The module that the engine wraps: one forward computes the loss of one micro-batch in its phase.
+
+The paths share the embeddings and the trunk. The last layer updates only the positions that a loss looks at ([CLS]
+and the predicted ones; keys and values come from all): nothing else leaves the network, so nothing is lost. With
+`semantic_positions: all` the alignment looks at every position and the last layer is computed in full.
+
+Legend: B rows, S positions, M predicted positions, Q = 1 + M output positions, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sctd.config import ObjectiveConfig
+from sctd.model.bert import Bert
+from sctd.model.token_dropping import LayerPlan, TokenDropping
+from sctd.objective.importance import ImportanceTable
+from sctd.objective.mlm import token_losses
+from sctd.objective.schedule import Phase
+from sctd.objective.semantic import hidden_kl
+from sctd_kernels import gather_rows
+
+
+@dataclass
+class PathOutput:
+    """One path: X_{l-1} at all positions, X_l at the positions that losses look at, and the MLM loss per target."""
+
+    penultimate_BSD: Tensor
+    last: Tensor
+    losses_BM: Tensor
+    is_correct_BM: Tensor | None
+
+
+class PretrainingModel(nn.Module):
+    """BERT with the losses of its arm.
+
+    Args:
+        dropping: None for an arm that drops nothing.
+        importance: None for an arm that does not choose by importance.
+        align_full: whether an ALIGN step runs the full path.
+    """
+
+    def __init__(
+        self,
+        bert: Bert,
+        plan: LayerPlan,
+        objective: ObjectiveConfig,
+        dropping: TokenDropping | None = None,
+        importance: ImportanceTable | None = None,
+        align_full: bool = True,
+    ) -> None:
+        super().__init__()
+        self.bert = bert
+        self.plan = plan
+        self.objective = objective
+        self.dropping = dropping
+        self.importance = importance
+        self.align_full = align_full
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        labels: Tensor,
+        row_seed: Tensor,
+        phase: Phase = Phase.FULL,
+        keep: int = 0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch and its parts, detached.
+
+        Args:
+            input_ids: int64 (B, S), corrupted.
+            positions: int64 (B, M), the predicted positions; labels: int64 (B, M), their original ids.
+            row_seed: int64 (B,), orders ties of the selection.
+            phase: set by the hybrid schedule hook. keep: K, likewise.
+        """
+        trunk_BSD = self.bert.embeddings(input_ids)
+        for layer in self.bert.layers[: self.plan.first_dropped]:
+            trunk_BSD = layer(trunk_BSD)
+
+        drop = full = None
+        if phase is not Phase.FULL:
+            scores_BS = self._scores(input_ids)
+            middle = self.bert.layers[self.plan.middle]
+            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_BS, row_seed, keep)
+            drop = self._tail(merged_BSD, positions, labels)
+        if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
+            full_BSD = trunk_BSD
+            for layer in self.bert.layers[self.plan.middle]:
+                full_BSD = layer(full_BSD)
+            full = self._tail(full_BSD, positions, labels)
+
+        if self.training and self.importance is not None and drop is not None:
+            self.importance.accumulate(labels, drop.losses_BM)
+        return self._combine(drop, full)
+
+    def _scores(self, ids_BS: Tensor) -> Tensor:
+        if self.importance is None:
+            return torch.zeros(ids_BS.shape, dtype=torch.float32, device=ids_BS.device)
+        return self.importance.lookup(ids_BS)
+
+    def _tail(self, hidden_BSD: Tensor, positions_BM: Tensor, labels_BM: Tensor) -> PathOutput:
+        *whole, last_layer = self.bert.layers[self.plan.tail]
+        for layer in whole:
+            hidden_BSD = layer(hidden_BSD)
+        if self.objective.semantic_positions == "all":
+            last = last_layer(hidden_BSD)
+            targets_BMD = gather_rows(last, positions_BM)
+        else:
+            outputs_BQ = torch.cat([torch.zeros_like(positions_BM[:, :1]), positions_BM], dim=1)
+            last = last_layer(gather_rows(hidden_BSD, outputs_BQ), hidden_BSD)
+            targets_BMD = last[:, 1:]
+        logits_BMV = self.bert.logits(targets_BMD)
+        is_correct_BM = None if self.training else logits_BMV.argmax(-1) == labels_BM
+        return PathOutput(hidden_BSD, last, token_losses(logits_BMV, labels_BM), is_correct_BM)
+
+    def _combine(self, drop: PathOutput | None, full: PathOutput | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of method and phase: the mean of the MLM terms plus lambda times the sum of the KL terms."""
+        cfg = self.objective
+        parts: dict[str, Tensor] = {}
+        mlm = []
+        if drop is not None:
+            parts["mlm_drop"] = drop.losses_BM.mean()
+            mlm.append(parts["mlm_drop"])
+        if full is not None:
+            parts["mlm_full"] = full.losses_BM.mean()
+            if drop is None or cfg.mlm_full:
+                mlm.append(parts["mlm_full"])
+        loss = sum(mlm[1:], mlm[0]) / len(mlm)
+        if drop is not None and full is not None:
+            if cfg.kl_global:
+                parts["kl_global"] = self._kl(full.last, drop.last)
+                loss = loss + cfg.kl_weight * parts["kl_global"]
+            if cfg.kl_local:
+                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD)
+                loss = loss + cfg.kl_weight * parts["kl_local"]
+        if full is not None and not self.training:
+            parts["accuracy"] = full.is_correct_BM.float().mean()
+        return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
+
+    def _kl(self, teacher_BTD: Tensor, student_BTD: Tensor) -> Tensor:
+        if self.objective.detach_teacher:
+            teacher_BTD = teacher_BTD.detach()
+        if self.objective.semantic_positions == "cls":
+            teacher_BTD, student_BTD = teacher_BTD[:, :1], student_BTD[:, :1]
+        return hidden_kl(teacher_BTD.flatten(0, 1), student_BTD.flatten(0, 1))

@@ -1,0 +1,1 @@
+"""The run: processes, engine, loop, checkpoints, monitoring and export."""

@@ -1,0 +1,194 @@
+"""Checkpoints that are whole or invisible.
+
+DeepSpeed writes under a temporary name; then every file is fsynced and hashed, the manifest written, the folder
+renamed, and `latest` replaced. Loading verifies: a checkpoint whose files differ from its manifest is named and passed
+over, the newest whole one is taken. Nothing is unpickled that was not verified.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+from sctd import __version__
+from sctd.errors import UserError
+from sctd.train.distributed import World, barrier
+
+MANIFEST = "manifest.json"
+_CLIENT_KEY = "sctd"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything beside parameters, optimizer state and the importance table.
+
+    step: optimizer steps done. cursor: samples consumed. ledger: rolling hash of the rows trained on so far.
+    seconds: time spent training.
+    """
+
+    step: int = 0
+    cursor: int = 0
+    ledger: str = ""
+    seconds: float = 0.0
+
+
+def checkpoint_folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def save(
+    engine: DeepSpeedEngine,
+    run_dir: Path,
+    progress: Progress,
+    importance: dict[str, Tensor] | None,
+    identity: dict[str, Any],
+    world: World,
+    keep: int,
+) -> Path:
+    """Write a checkpoint of this step, point `latest` at it and remove old ones beyond `keep`. All ranks call it.
+
+    Args:
+        identity: what must match at a resume (hashes of tokenizer and data); goes into the manifest.
+    """
+    folder = checkpoint_folder(run_dir)
+    name = f"step-{progress.step:08d}"
+    temporary = folder / f".{name}.tmp"
+    if world.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    barrier()
+    client = {_CLIENT_KEY: {"progress": vars(progress), "importance": importance}}
+    engine.save_checkpoint(str(folder), tag=temporary.name, client_state=client, save_latest=False)
+    barrier()
+    if world.is_main:
+        _seal(temporary, {"step": progress.step, "world_size": world.size, "version": __version__, **identity})
+        final = folder / name
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _write_atomically(folder / "latest", name + "\n")
+        for old in _by_age(folder)[keep:]:
+            shutil.rmtree(old)
+    barrier()
+    return folder / name
+
+
+def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, dict[str, Tensor] | None]:
+    """Restore the engine from a verified checkpoint. All ranks call it with the same path."""
+    _, client = engine.load_checkpoint(str(path.parent), tag=path.name)
+    state = client[_CLIENT_KEY]
+    return Progress(**state["progress"]), state["importance"]
+
+
+def newest_whole(run_dir: Path, log: Any = print) -> Path:
+    """The newest checkpoint of a run whose files are those of its manifest.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = checkpoint_folder(run_dir)
+    candidates = _by_age(folder)
+    for path in candidates:
+        damage = verify(path)
+        if damage is None:
+            return path
+        log(f"checkpoint {path} is damaged ({damage}): passed over")
+    if candidates:
+        raise UserError(f"none of the {len(candidates)} checkpoints in {folder} is whole: restore one from a backup")
+    raise UserError(f"no checkpoint in {folder}: start the run without --resume, in a run.dir of its own")
+
+
+def agree_on_checkpoint(run_dir: Path, world: World) -> Path:
+    """`newest_whole` as rank 0 sees it, on all ranks.
+
+    Raises:
+        UserError: on every rank, with the same message.
+    """
+    answer: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            answer[0] = str(newest_whole(run_dir))
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return Path(answer[0])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+
+
+def verify(path: Path) -> str | None:
+    """None for a whole checkpoint, else what is wrong with it."""
+    try:
+        files = read_manifest(path)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}"
+        if _sha256(file) != entry["sha256"]:
+            return f"{name} has another sha256"
+    return None
+
+
+def fp32_weights(path: Path) -> dict[str, Tensor]:
+    """Float32 parameters of a verified checkpoint by name, ZeRO shards joined; for export, on one process."""
+    module = _load_verified(path / "mp_rank_00_model_states.pt")["module"]
+    if list(path.glob("*_optim_states.pt")):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        module = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)
+    return {name: tensor.detach().float().clone() for name, tensor in module.items()}
+
+
+def _load_verified(file: Path) -> dict[str, Any]:
+    # DeepSpeed's files hold pickled Python objects: they are opened only after their hash was checked.
+    return torch.load(file, map_location="cpu", weights_only=False)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """Checkpoints, newest first; temporary ones are not seen."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _seal(folder: Path, facts: dict[str, Any]) -> None:
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _fsync(file)
+        files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    _write_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+    _fsync(folder)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,165 @@
+"""A run as a plain `transformers` BERT: safetensors, config, tokenizer and model card in one folder."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from sctd.config import Config, config_from_dict
+from sctd.corpus.manifest import Manifest, read_manifest
+from sctd.corpus.prepare import load_corpus_tokenizer
+from sctd.corpus.tokenizer import save_tokenizer
+from sctd.errors import UserError
+from sctd.model.bert import BertShape
+from sctd.model.convert import to_hf_config, to_hf_state
+from sctd.train import checkpoint
+
+_MARK = "made by sctd export"
+
+
+def bert_shape(config: Config, manifest: Manifest) -> BertShape:
+    """The shape of a run's model; its vocabulary is the corpus' unless the recipe says otherwise.
+
+    Raises:
+        UserError: a vocabulary too small for the corpus, or rows longer than the model's positions.
+    """
+    model = config.model
+    vocab = model.vocab_size or manifest.vocab_size
+    if vocab <= manifest.max_token_id:
+        raise UserError(
+            f"model.vocab_size is {vocab}, but the corpus holds token id {manifest.max_token_id}: "
+            f"set it to {manifest.vocab_size}, or to 0 to take the tokenizer's"
+        )
+    if manifest.seq_len > model.max_positions:
+        raise UserError(
+            f"the corpus has rows of {manifest.seq_len} tokens, model.max_positions is {model.max_positions}: "
+            "raise it, or prepare the corpus with a smaller --seq-len"
+        )
+    return BertShape(
+        vocab_size=vocab,
+        layers=model.layers,
+        hidden_size=model.hidden_size,
+        heads=model.heads,
+        intermediate_size=model.intermediate_size,
+        max_positions=model.max_positions,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        layer_norm_eps=model.layer_norm_eps,
+        initializer_range=model.initializer_range,
+    )
+
+
+def read_run(run_dir: Path) -> Config:
+    """The configuration stored with a run.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    try:
+        tree = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{run_dir} holds no run (no config.yaml): give the run.dir of a pretraining run") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{run_dir / 'config.yaml'} is not readable YAML: restore it from a backup") from None
+    return config_from_dict(tree)
+
+
+def export_run(run_dir: Path, out: Path) -> Path:
+    """Write the newest whole checkpoint of a run to `out` as a `BertForMaskedLM` folder.
+
+    Raises:
+        UserError: no run, no whole checkpoint, or an `out` that holds something else.
+    """
+    config = read_run(run_dir)
+    _require_free(out)
+    path = checkpoint.newest_whole(run_dir)
+    corpus = Path(config.data.corpus)
+    manifest = read_manifest(corpus)
+    shape = bert_shape(config, manifest)
+    weights = checkpoint.fp32_weights(path)
+    state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
+
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    hf_config = to_hf_config(shape, manifest.special_ids.pad)
+    hf_config.dtype = torch.float32
+    hf_config.save_pretrained(temporary)
+    save_file(to_hf_state(state, shape.layers), temporary / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(load_corpus_tokenizer(corpus, manifest), temporary, model_max_length=shape.max_positions)
+    step = checkpoint.read_manifest(path)["step"]
+    (temporary / "README.md").write_text(_model_card(config, manifest, step, run_dir), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    return out
+
+
+def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]:
+    """Each sentence with its [MASK] filled by the exported model, and the runners-up, one line each."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    pipe = transformers.pipeline("fill-mask", str(folder), device="cpu", top_k=top)
+    lines = []
+    for sentence in sentences:
+        answers = pipe(sentence)
+        options = ", ".join(f"{answer['token_str']} {answer['score']:.0%}" for answer in answers)
+        lines.append(f"{sentence}  ->  {options}")
+    return lines
+
+
+def _require_free(out: Path) -> None:
+    """An export may replace an earlier export, nothing else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    card = out / "README.md"
+    if not (card.is_file() and _MARK in card.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"--out {out} holds something that is no export of a run: choose another folder")
+
+
+def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) -> str:
+    record = _record_at(run_dir / "metrics.jsonl", step)
+    model = config.model
+    rows = [
+        ("arm", config.arm),
+        ("optimizer steps", f"{step:,} of a horizon of {config.train.steps:,}"),
+        ("rows a step", f"{config.train.batch_size:,} of {manifest.seq_len} tokens"),
+        ("layers x hidden size", f"{model.layers} x {model.hidden_size}"),
+        ("share of tokens kept in dropped layers", "all" if config.arm == "baseline" else f"{model.keep_ratio:.0%}"),
+        ("data", ", ".join(manifest.sources)),
+        ("documents, tokens in the corpus", f"{manifest.documents:,}, {manifest.tokens:,}"),
+        ("unigram entropy of the corpus (nats)", f"{manifest.unigram_entropy:.3f}"),
+    ]
+    labels = {
+        "loss": "training loss, last log window (nats)",
+        "valid_loss": "held-out MLM loss, full path (nats)",
+        "valid_accuracy": "held-out masked accuracy",
+        "seconds": "seconds of training",
+    }
+    rows += [(label, f"{record[key]:.4g}") for key, label in labels.items() if record.get(key) is not None]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [bert, masked-lm, token-dropping]\n---\n\n"
+        f"# BERT pretrained with sctd ({config.arm})\n\n"
+        "A plain `BertForMaskedLM`: token dropping is a way of training and leaves no trace in the architecture.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "No next-sentence prediction: token type embeddings beyond type 0 are untrained.\n\n"
+        f"<!-- {_MARK} -->\n"
+    )
+
+
+def _record_at(metrics: Path, step: int) -> dict[str, Any]:
+    """The last logged value of each metric up to `step`."""
+    latest: dict[str, Any] = {}
+    if metrics.is_file():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["step"] <= step:
+                latest.update({key: value for key, value in record.items() if value is not None})
+    return latest

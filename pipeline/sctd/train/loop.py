@@ -1,0 +1,150 @@
+"""The training loop, on one screen. Everything it calls is a small object with one job."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from tokenizers import Tokenizer
+
+from sctd.config import Config
+from sctd.data.hashing import STREAM_DROPOUT, hash64
+from sctd.data.masking import Masker
+from sctd.data.stream import Rows, TrainStream
+from sctd.objective.importance import ImportanceTable
+from sctd.objective.schedule import HybridScheduleHook
+from sctd.train import checkpoint
+from sctd.train.accounting import StepFlops
+from sctd.train.checkpoint import Progress
+from sctd.train.distributed import World
+from sctd.train.learning_rate import learning_rate
+from sctd.train.monitor import Clock, LossMeter, Monitor
+from sctd.train.validate import validate
+
+
+@dataclass
+class Run:
+    """Everything that one training run is made of."""
+
+    config: Config
+    run_dir: Path
+    world: World
+    engine: DeepSpeedEngine
+    hook: HybridScheduleHook
+    importance: ImportanceTable | None
+    stream: TrainStream
+    valid_rows: Rows
+    masker: Masker
+    tokenizer: Tokenizer
+    flops: StepFlops
+    peak_flops: float | None
+    identity: dict[str, Any]
+    own_learning_rate: bool  # false where the user's DeepSpeed JSON brings a scheduler
+
+
+def train(run: Run, progress: Progress) -> Progress:
+    """Train from `progress` to `train.stop_at`, logging, validating and saving on the way."""
+    cfg = run.config.train
+    last_step = cfg.stop_at or cfg.steps
+    monitor = Monitor(run.run_dir, run.world, progress.step, cfg.steps)
+    meter, clock, window = LossMeter(run.world.device), Clock(), Window(progress.step)
+    run.engine.train()
+    batches = run.stream.iterate(progress.cursor)
+
+    for step in range(progress.step + 1, last_step + 1):
+        seed_dropout(run.config.run.seed, step, run.world.rank)
+        rate = set_learning_rate(run, step)
+        for batch in next(batches):
+            loss, parts = run.engine(**{name: t.to(run.world.device, non_blocking=True) for name, t in batch.items()})
+            run.engine.backward(loss)
+            run.engine.step()
+            meter.add(parts)
+        if run.importance is not None:
+            run.importance.commit(run.engine.was_step_applied())
+        progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor)
+        progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
+        window.add(run.flops.row(run.hook.phase(step), run.hook.keep(step)) * cfg.batch_size)
+        monitor.advance(step)
+
+        validates = step == last_step or (cfg.valid_every and step % cfg.valid_every == 0)
+        if validates or step % cfg.log_every == 0 or step == 1:
+            losses = meter.read()
+            seconds = clock.lap()
+            progress.seconds += seconds
+            record = {"step": step, "phase": str(run.hook.phase(step)), **losses, "lr": rate}
+            record |= window.read(run, progress, seconds)
+            if validates:
+                record |= validate(run.engine, run.valid_rows, run.masker, cfg.valid_rows, cfg.micro_batch_size, run.world)
+                monitor.importance(run.importance, run.tokenizer, step)
+            monitor.log(record)
+            clock.restart()
+        if step == last_step or (cfg.save_every and step % cfg.save_every == 0):
+            progress.seconds += clock.lap()
+            save(run, progress)
+            clock.restart()
+    monitor.close()
+    return progress
+
+
+class Window:
+    """Steps and work since the last log record."""
+
+    def __init__(self, step: int) -> None:
+        self._first, self._flops = step, 0.0
+
+    def add(self, flops: float) -> None:
+        self._flops += flops
+
+    def read(self, run: Run, progress: Progress, seconds: float) -> dict[str, Any]:
+        """The metrics that need a stretch of time, and the counters; starts a new window."""
+        steps = progress.step - self._first
+        length = run.hook.length
+        tokens = steps * run.config.train.batch_size * length
+        peak = run.peak_flops and run.peak_flops * run.world.size
+        record = {
+            "grad_norm": _grad_norm(run.engine),
+            "samples": progress.cursor,
+            "tokens": progress.cursor * length,
+            "tokens_per_s": tokens / seconds,
+            "mfu": self._flops / seconds / peak if peak else None,
+            "seconds": progress.seconds,
+            "step_seconds": seconds / steps,
+            "skipped_steps": run.engine.skipped_steps,
+            "keep": run.hook.keep(progress.step) if run.hook.drops else length,
+            "ledger": progress.ledger,
+        }
+        self._first, self._flops = progress.step, 0.0
+        return record
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step is a function of (seed, step, rank): there is no generator state to save."""
+    torch.manual_seed(int(hash64(seed, STREAM_DROPOUT, step, rank)) >> 1)
+
+
+def set_learning_rate(run: Run, step: int) -> float:
+    groups = run.engine.optimizer.param_groups
+    if run.own_learning_rate:
+        rate = learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.config.train.steps)
+        for group in groups:
+            group["lr"] = rate
+    return float(groups[0]["lr"])
+
+
+def extend_ledger(ledger: str, stream: TrainStream, cursor: int) -> str:
+    """Rolling hash of the corpus rows trained on: equal ledgers mean equal data in equal order."""
+    rows = stream.sample_rows(cursor)
+    return hashlib.sha256(ledger.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def save(run: Run, progress: Progress) -> Path:
+    table = None if run.importance is None else run.importance.state_dict()
+    keep = run.config.train.keep_checkpoints
+    return checkpoint.save(run.engine, run.run_dir, progress, table, run.identity, run.world, keep)
+
+
+def _grad_norm(engine: DeepSpeedEngine) -> float | None:
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)

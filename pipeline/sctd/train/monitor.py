@@ -1,0 +1,180 @@
+"""What a run tells: `metrics.jsonl` always, TensorBoard scalars under stable names, one console line per log step.
+
+Numbers stay on the device between log steps; a log step reads them back once.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sctd.objective.importance import ImportanceTable
+from sctd.train.distributed import World
+
+LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
+_ROOT_KEYS = {"loss", "mlm_drop", "mlm_full", "kl_global", "kl_local"}
+
+
+class LossMeter:
+    """Running means of the losses of a log window, kept on the device; a term counts where it was computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
+        self._counts = [0] * len(LOSSES)
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        for place, name in enumerate(LOSSES):
+            if name in parts:
+                self._sums[place] += parts[name]
+                self._counts[place] += 1
+
+    def read(self) -> dict[str, float | None]:
+        """Means over ranks and micro-batches since the last call, None for a term that did not occur. Synchronises."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self._sums)
+        sums = (self._sums / dist.get_world_size()).tolist()
+        means = {
+            name: total / count if count else None
+            for name, total, count in zip(LOSSES, sums, self._counts, strict=True)
+        }
+        self._sums.zero_()
+        self._counts = [0] * len(LOSSES)
+        return means
+
+
+class Monitor:
+    """Writers of rank 0; on other ranks every call does nothing.
+
+    Args:
+        first_step: the step that training continues from; later records of an earlier attempt are removed.
+    """
+
+    def __init__(self, run_dir: Path, world: World, first_step: int, steps: int) -> None:
+        self._active = world.is_main
+        self._steps = steps
+        if not self._active:
+            return
+        self._path = run_dir / "metrics.jsonl"
+        _forget_after(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir), purge_step=first_step + 1)
+        # On a terminal a bar shows where the run stands; in a log file the lines below say it.
+        self._bar = tqdm(
+            total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False
+        )
+
+    def say(self, text: str) -> None:
+        if self._active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def advance(self, step: int) -> None:
+        if self._active:
+            self._bar.update(step - self._bar.n)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record to `metrics.jsonl` and TensorBoard, and print its line."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(_finite(record)) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(_board_name(name), value, record["step"])
+        eta = (self._steps - record["step"]) * record["step_seconds"]
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tok/s")
+        self.say(_line(record, self._steps, eta))
+
+    def importance(self, table: ImportanceTable | None, tokenizer: Tokenizer, step: int, top: int = 12) -> None:
+        """Histogram of the importance table, and its highest and lowest tokens as text."""
+        if not self._active or table is None:
+            return
+        scores = table.scores_V.cpu()
+        self._board.add_histogram("importance/scores", scores, step)
+        order = scores.argsort(stable=True).tolist()
+        moved = [token for token in order if scores[token] != scores.max()] or order
+        for name, ids in (("highest", moved[::-1][:top]), ("lowest", moved[:top])):
+            rows = "\n".join(f"| `{tokenizer.id_to_token(token)}` | {scores[token]:.3f} |" for token in ids)
+            self._board.add_text(f"importance/{name}", f"| token | score |\n|---|---|\n{rows}", step)
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+class Clock:
+    """Seconds of training since the last reading; pauses (validation, saving) are taken out."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+
+
+def _board_name(name: str) -> str:
+    if name in _ROOT_KEYS:
+        return f"train/{name}"
+    if name.startswith("valid_"):
+        return f"valid/{name.removeprefix('valid_')}"
+    return f"{'speed' if name in ('tokens_per_s', 'mfu', 'seconds', 'step_seconds') else 'train'}/{name}"
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity are not JSON: they become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def _line(record: dict[str, Any], steps: int, eta: float) -> str:
+    step, width = record["step"], len(str(steps))
+    fields = [
+        f"step {step:>{width}}/{steps} {step / steps:6.1%}",
+        f"{record['phase']:<5}",
+        f"loss {record['loss']:7.4f}",
+        f"lr {record['lr']:.2e}",
+        f"grad {record['grad_norm']:6.3f}" if record["grad_norm"] is not None else "grad      -",
+        f"{record['tokens_per_s']:>9,.0f} tok/s",
+        f"mfu {record['mfu']:5.1%}" if record["mfu"] is not None else "mfu     -",
+        f"eta {format_seconds(eta):>8}",
+    ]
+    if record.get("valid_loss") is not None:
+        fields.append(f"valid {record['valid_loss']:.4f} acc {record['valid_accuracy']:.1%}")
+    return "  ".join(fields)
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop records beyond the step that a resumed run starts from: those steps are trained, and logged, again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the torn last line of a killed run
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

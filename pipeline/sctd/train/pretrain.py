@@ -1,0 +1,274 @@
+"""From a configuration to a trained, exported model: builds every part of a run and hands them to the loop."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+
+from sctd.config import Config, to_yaml
+from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
+from sctd.corpus.prepare import load_corpus_tokenizer
+from sctd.data.masking import Masker
+from sctd.data.stream import Rows, Share, TrainStream
+from sctd.errors import UserError
+from sctd.model.bert import Bert, BertShape
+from sctd.model.token_dropping import TokenDropping
+from sctd.objective.arms import ARMS, Selection
+from sctd.objective.importance import ImportanceTable
+from sctd.objective.pretraining import PretrainingModel
+from sctd.objective.schedule import HybridScheduleHook
+from sctd.train import checkpoint
+from sctd.train.accounting import StepFlops, device_peak
+from sctd.train.checkpoint import Progress
+from sctd.train.distributed import World, barrier, init_world
+from sctd.train.engine import build_engine, read_deepspeed_json, resolve
+from sctd.train.export import bert_shape, export_run, fill_mask, read_run
+from sctd.train.loop import Run, train
+from sctd.train.monitor import format_seconds
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Keys that may differ when a run is resumed: they change when and what is reported, not what is computed.
+_FREE_AT_RESUME = {
+    "run.dir", "run.examples", "data.corpus", "train.stop_at", "train.log_every", "train.valid_every",
+    "train.valid_rows", "train.save_every", "train.keep_checkpoints", "train.micro_batch_size",
+}  # fmt: skip
+
+
+def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None = None) -> None:
+    """Run a pretraining job to its end, on every rank of it.
+
+    Args:
+        resume: continue the newest whole checkpoint in `run.dir`.
+        deepspeed_config: path of a DeepSpeed JSON that wins over the recipe.
+
+    Raises:
+        UserError: bad input of any kind, before anything is written.
+    """
+    user_json = read_deepspeed_json(deepspeed_config)
+    corpus = Path(config.data.corpus)
+    if not config.data.corpus:
+        raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
+    manifest = read_manifest(corpus)
+    verify_shards(corpus, manifest, full=False)
+    tokenizer = load_corpus_tokenizer(corpus, manifest)
+    shape = bert_shape(config, manifest)
+    run_dir = Path(config.run.dir)
+    _check_run_dir(run_dir, resume)
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    world = init_world()
+    say = print if world.is_main else _silent
+    config, ds_config = resolve(config, user_json, world.size)
+    if resume:
+        _check_same_run(config, read_run(run_dir))
+    path = checkpoint.agree_on_checkpoint(run_dir, world) if resume else None
+
+    run = _build(config, ds_config, world, shape, corpus, manifest, tokenizer)
+    progress = Progress()
+    if path is None:
+        _start_run_dir(run_dir, config, ds_config, world)
+    else:
+        progress = _restore(run, path)
+        say(f"resuming {run_dir} at step {progress.step} ({path.name})")
+    if progress.step >= (config.train.stop_at or config.train.steps):
+        say(f"{run_dir} has reached step {progress.step} already: raise train.stop_at or train.steps to go on")
+    else:
+        _introduce(run, manifest, say)
+        progress = train(run, progress)
+        say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
+    barrier()
+    if world.is_main:
+        _finish(run_dir, config, manifest, say)
+    barrier()
+    dist.destroy_process_group()
+
+
+def _build(
+    config: Config,
+    ds_config: dict[str, Any],
+    world: World,
+    shape: BertShape,
+    corpus: Path,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+) -> Run:
+    arm, seed, special = ARMS[config.arm], config.run.seed, manifest.special_ids
+    torch.manual_seed(seed)
+    importance = None
+    if arm.selection is Selection.IMPORTANCE:
+        beta = config.objective.importance_beta
+        importance = ImportanceTable(shape.vocab_size, special.all, beta, world.device)
+    per_layer = arm.selection is Selection.RANDOM_PER_LAYER
+    always = (special.cls, special.sep, special.mask, special.unk)
+    model = PretrainingModel(
+        Bert(shape),
+        arm.layer_plan(config.model),
+        config.objective,
+        TokenDropping(always, special.pad, per_layer) if arm.drops else None,
+        importance,
+        arm.needs_full_path(config.objective),
+    )
+    hook = HybridScheduleHook(
+        drops=arm.drops,
+        interval=config.objective.interval if arm.aligns else 0,
+        keep_ratio=config.model.keep_ratio,
+        length=manifest.seq_len,
+        grow_steps=config.train.steps if arm.keep_grows else 0,
+    )
+    engine = build_engine(model, config, ds_config, hook, world)
+    masker = _masker(config, manifest, tokenizer)
+    targets = masker.targets(manifest.seq_len)
+    share = Share(world.rank, world.size, config.train.micro_batch_size, ds_config["gradient_accumulation_steps"])
+    rows = Rows(corpus, manifest, "train")
+    every_output = config.objective.semantic_positions == "all"
+    return Run(
+        config=config,
+        run_dir=Path(config.run.dir),
+        world=world,
+        engine=engine,
+        hook=hook,
+        importance=importance,
+        stream=TrainStream(rows, masker, seed, share, pin=world.device.type == "cuda"),
+        valid_rows=Rows(corpus, manifest, "valid"),
+        masker=masker,
+        tokenizer=tokenizer,
+        flops=StepFlops(
+            shape,
+            model.plan,
+            manifest.seq_len,
+            targets,
+            manifest.seq_len if every_output else 1 + targets,
+            model.align_full,
+            per_layer,
+        ),
+        peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
+        identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest)},
+        own_learning_rate="scheduler" not in ds_config,
+    )
+
+
+def _masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> Masker:
+    continuation_V = None
+    if config.data.whole_word:
+        continuation_V = np.zeros(manifest.vocab_size, dtype=bool)
+        for piece, number in tokenizer.get_vocab().items():
+            continuation_V[number] = piece.startswith("##")
+    special, seed = manifest.special_ids, config.run.seed
+    return Masker(seed, manifest.vocab_size, special.mask, special.all, config.data.mask_probability, continuation_V)
+
+
+def _data_hash(manifest: Manifest) -> str:
+    return manifest.splits["train"].shards[0].sha256[:16] + f"-{manifest.splits['train'].rows}"
+
+
+def _check_run_dir(run_dir: Path, resume: bool) -> None:
+    if (run_dir / "config.yaml").exists() and not resume:
+        raise UserError(f"run.dir {run_dir} holds a run: pass --resume to continue it, or choose another run.dir")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run.dir {run_dir} is a file: choose another run.dir")
+    if resume and not run_dir.is_dir():
+        raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
+
+
+def _check_same_run(config: Config, stored: Config) -> None:
+    new, old = (_flat(dataclasses.asdict(item)) for item in (config, stored))
+    for key, value in new.items():
+        if key not in _FREE_AT_RESUME and value != old[key]:
+            raise UserError(
+                f"--resume: {key} is {value!r}, the run in {config.run.dir} was started with {old[key]!r}: "
+                "keep it, or start another run.dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _restore(run: Run, path: Path) -> Progress:
+    facts = checkpoint.read_manifest(path)
+    for key, what in (("tokenizer", "tokenizer"), ("data", "corpus")):
+        if facts[key] != run.identity[key]:
+            raise UserError(f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus")
+    if facts["world_size"] != run.world.size:
+        raise UserError(
+            f"--resume: {path} was saved by {facts['world_size']} ranks, this job has {run.world.size}: "
+            f"start it on {facts['world_size']}"
+        )
+    progress, table = checkpoint.load(run.engine, path)
+    if run.importance is not None and table is not None:
+        run.importance.load_state_dict(table)
+    return progress
+
+
+def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], world: World) -> None:
+    if world.is_main:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir {run_dir} cannot be made: {error.strerror}: choose another run.dir") from None
+        (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    barrier()
+
+
+def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
+    cfg, engine = run.config, run.engine
+    parameters = sum(parameter.numel() for parameter in engine.module.parameters())
+    schedule = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
+    keep = f", {run.hook.keep(1)} of {manifest.seq_len} tokens in dropped layers" if run.hook.drops else ""
+    precision, stage = cfg.train.precision, cfg.train.zero_stage
+    say(f"model     {cfg.model.layers} layers x {cfg.model.hidden_size}, {parameters / 1e6:.1f}M parameters, {precision}")
+    say(f"arm       {cfg.arm}{keep}{schedule}")
+    say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, unigram entropy {manifest.unigram_entropy:.3f} nats")
+    say(
+        f"engine    DeepSpeed, ZeRO-{stage}, {run.world.size} rank(s) on {run.world.device.type}, "
+        f"{cfg.train.batch_size} rows a step = {run.world.size} x {cfg.train.micro_batch_size} "
+        f"x {engine.gradient_accumulation_steps()}"
+    )
+    say(f"run       {run.run_dir}")
+
+
+def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[str], None]) -> None:
+    last = _last_validation(run_dir / "metrics.jsonl")
+    if last is not None:
+        gap = manifest.unigram_entropy - last["valid_loss"]
+        say(
+            f"held-out  loss {last['valid_loss']:.4f}, {abs(gap):.2f} nats {'below' if gap > 0 else 'ABOVE'} the unigram "
+            f"entropy {manifest.unigram_entropy:.4f}; masked accuracy {last['valid_accuracy']:.1%}"
+        )
+    out = export_run(run_dir, run_dir / "export")
+    say(f"exported  {out}")
+    if config.run.examples:
+        for line in fill_mask(out, config.run.examples):
+            say(f"  {line}")
+    say("next")
+    say(f"  tensorboard --logdir {run_dir.parent if str(run_dir.parent) != '.' else run_dir}")
+    say(f"  python -c \"from transformers import pipeline; print(pipeline('fill-mask', '{out}')('A [MASK] object.'))\"")
+    say(f"  sctd export {run_dir} --out my-bert/")
+
+
+def _last_validation(metrics: Path) -> dict[str, Any] | None:
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return next((record for record in reversed(records) if record.get("valid_loss") is not None), None)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def is_main_process() -> bool:
+    """Rank 0 by the launcher's word, before any group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+

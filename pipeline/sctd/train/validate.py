@@ -1,0 +1,34 @@
+"""Held-out loss on the full path, whatever the arm: the same rows and masks at every call and for any rank count."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+
+from sctd.data.masking import Masker
+from sctd.data.stream import Rows, valid_batches
+from sctd.train.distributed import World
+
+
+@torch.no_grad()
+def validate(
+    engine: DeepSpeedEngine, rows: Rows, masker: Masker, limit: int, batch: int, world: World
+) -> dict[str, float]:
+    """Mean cross-entropy in nats, share of targets predicted right, and perplexity, over all ranks."""
+    engine.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for tensors in valid_batches(rows, masker, limit, batch, world.rank, world.size):
+        tensors = {name: tensor.to(world.device) for name, tensor in tensors.items()}
+        _, parts = engine(**tensors)
+        count = len(tensors["input_ids"])
+        totals += torch.stack([parts["mlm_full"] * count, parts["accuracy"] * count, torch.tensor(count)]).double()
+    engine.train()
+    if world.size > 1:
+        dist.all_reduce(totals)
+    loss, correct, count = totals.tolist()
+    return {
+        "valid_loss": loss / count,
+        "valid_accuracy": correct / count,
+        "valid_perplexity": math.exp(min(loss / count, 50.0)),
+    }

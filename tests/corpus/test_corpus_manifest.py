@@ -1,0 +1,120 @@
+"""The manifest: round trip, every kind of damage, altered shards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sctd.corpus.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Shard,
+    Split,
+    file_sha256,
+    read_manifest,
+    verify_shards,
+    write_manifest,
+)
+from sctd.corpus.tokenizer import SpecialIds
+from sctd.errors import UserError
+
+
+def corpus(folder: Path) -> Manifest:
+    shards = []
+    for name in ("train-00000.npy", "valid-00000.npy"):
+        (folder / name).write_bytes(name.encode() * 10)
+        shards.append(Shard(name, 7, file_sha256(folder / name), (folder / name).stat().st_size))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION, seq_len=16, vocab_size=300, dtype="uint16", tokenizer_hash="ab",
+        special_ids=SpecialIds(0, 1, 2, 3, 4), unigram_entropy=4.5, max_token_id=299, documents=3, text_bytes=99,
+        tokens=50, sources=("embedded",), settings={"seed": 0, "sources": [{"spec": "embedded"}]},
+        splits={"train": Split(7, (shards[0],)), "valid": Split(7, (shards[1],))}, dropped={"special_rows": 1},
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def error(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(folder: Path, *keys: Any, value: Any = None) -> None:
+    """Set (or with None delete) the entry under `keys` of a fresh manifest."""
+    corpus(folder)
+    state = json.loads((folder / "manifest.json").read_text())
+    entry = state
+    for key in keys[:-1]:
+        entry = entry[key]
+    if value is None:
+        del entry[keys[-1]]
+    else:
+        entry[keys[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(state))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert {"unigram_entropy", "seq_len", "vocab_size"} <= set(json.loads((tmp_path / "manifest.json").read_text()))
+
+
+def test_missing_folder_and_missing_manifest(tmp_path: Path) -> None:
+    assert "no such corpus folder" in error(tmp_path / "nowhere")
+    assert "run `sctd prepare`" in error(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [b"", b'{"format_version": 1', b"\xff\xfe", b"[]"])
+def test_damaged_json(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(raw)
+    assert "manifest.json" in error(tmp_path) and "anew" in error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("seq_len",), ("special_ids", "mask"), ("splits", "valid"), ("splits", "train", "shards", 0, "sha256"),
+     ("unigram_entropy",), ("settings",)],
+)  # fmt: skip
+def test_missing_keys_are_named(tmp_path: Path, keys: tuple) -> None:
+    change(tmp_path, *keys)
+    assert f"key '{keys[-1]}' is missing" in error(tmp_path)
+
+
+def test_wrong_types_are_named(tmp_path: Path) -> None:
+    change(tmp_path, "seq_len", value="128")
+    assert "key 'seq_len' is of the wrong type (str)" in error(tmp_path)
+    change(tmp_path, "splits", "train", "shards", value=[3])
+    assert "shard is not a JSON object" in error(tmp_path)
+
+
+def test_inconsistent_rows_and_shards_outside_the_folder(tmp_path: Path) -> None:
+    change(tmp_path, "splits", "train", "rows", value=8)
+    assert "not the sum" in error(tmp_path)
+    change(tmp_path, "splits", "train", "shards", 0, "file", value="../train-00000.npy")
+    assert "outside" in error(tmp_path)
+
+
+def test_unknown_version(tmp_path: Path) -> None:
+    change(tmp_path, "format_version", value=99)
+    assert "format version 99" in error(tmp_path)
+
+
+def test_altered_shards_are_named(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path)
+    verify_shards(tmp_path, manifest, full=True)
+    shard = tmp_path / "valid-00000.npy"
+    raw = bytearray(shard.read_bytes())
+    raw[5] ^= 1
+    shard.write_bytes(raw)
+    verify_shards(tmp_path, manifest, full=False)  # the size alone does not tell
+    with pytest.raises(UserError, match=r"valid-00000.npy.*sha256"):
+        verify_shards(tmp_path, manifest, full=True)
+    shard.write_bytes(raw[:-1])
+    with pytest.raises(UserError, match=r"valid-00000.npy.*bytes"):
+        verify_shards(tmp_path, manifest, full=False)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"valid-00000.npy.*missing"):
+        verify_shards(tmp_path, manifest, full=False)
