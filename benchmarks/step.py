@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from common import device_name, write_result
 from torch import Tensor
 
+from common import device_name, write_result
 from sctd.config import ObjectiveConfig
 from sctd.data.masking import Masker
 from sctd.model.bert import Bert, BertShape

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sctd import __version__
-from sctd.config import load_config, nearest, recipe_names, to_yaml
+from sctd.config import load_config, recipe_names, to_yaml
 from sctd.errors import UserError
 
 
@@ -42,9 +42,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_prepare(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--source", action="append", required=True, metavar="SOURCE",
-                      help="file, glob of .txt .jsonl .parquet (plain, .gz, .xz, .zst), hf:NAME[:CONFIG[:SPLIT]] or "
-                           "'embedded'; may be repeated")
+    verb.add_argument(
+        "--source",
+        action="append",
+        required=True,
+        metavar="SOURCE",
+        help="file, glob of .txt .jsonl .parquet (plain, .gz, .xz, .zst), hf:NAME[:CONFIG[:SPLIT]] or "
+        "'embedded'; may be repeated",
+    )
     verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
     verb.add_argument("--vocab-size", type=int, default=30522, help="of a new tokenizer (default %(default)s)")

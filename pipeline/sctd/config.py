@@ -218,7 +218,8 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         if key not in hints:
             raise UserError(f"unknown config key '{path}': {nearest(str(key), hints)}")
         hint = hints[key]
-        values[key] = _build(hint, value, path) if dataclasses.is_dataclass(hint) else _cast(hint, value, path)
+        is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, path) if is_section else _cast(hint, value, path)
     return cls(**values)
 
 
@@ -261,13 +262,21 @@ def validate(config: Config) -> None:
     _one_of("schedule.name", config.schedule.name, ("linear", "polynomial", "cosine", "wsd"))
     _one_of("train.precision", train.precision, ("bf16", "fp16", "fp32"))
     _require(0 < model.keep_ratio <= 1, "model.keep_ratio", model.keep_ratio, "above 0 and at most 1")
-    _require(0 < config.data.mask_probability <= 0.5, "data.mask_probability", config.data.mask_probability,
-             "above 0 and at most 0.5")
+    _require(
+        0 < config.data.mask_probability <= 0.5,
+        "data.mask_probability",
+        config.data.mask_probability,
+        "above 0 and at most 0.5",
+    )
     _require(model.layers >= 2 and model.layers % 2 == 0, "model.layers", model.layers, "even and at least 2")
     for key in ("hidden_size", "heads", "intermediate_size", "max_positions"):
         _require(getattr(model, key) >= 1, f"model.{key}", getattr(model, key), "at least 1")
-    _require(model.hidden_size % model.heads == 0, "model.heads", model.heads,
-             f"a divisor of model.hidden_size={model.hidden_size}")
+    _require(
+        model.hidden_size % model.heads == 0,
+        "model.heads",
+        model.heads,
+        f"a divisor of model.hidden_size={model.hidden_size}",
+    )
     for key in ("dropout", "attention_dropout"):
         _require(0 <= getattr(model, key) < 1, f"model.{key}", getattr(model, key), "at least 0 and below 1")
     _require(1 <= model.full_tail < model.layers, "model.full_tail", model.full_tail, f"in 1..{model.layers - 1}")
@@ -275,11 +284,16 @@ def validate(config: Config) -> None:
         last = model.layers - model.full_tail - 1
         _require(0 <= model.first_dropped <= last, "model.first_dropped", model.first_dropped, f"in 0..{last}")
     _require(objective.interval >= 1, "objective.interval", objective.interval, "at least 1")
-    _require(0 <= objective.importance_beta < 1, "objective.importance_beta", objective.importance_beta,
-             "at least 0 and below 1")
+    _require(
+        0 <= objective.importance_beta < 1,
+        "objective.importance_beta",
+        objective.importance_beta,
+        "at least 0 and below 1",
+    )
     _require(objective.kl_weight >= 0, "objective.kl_weight", objective.kl_weight, "at least 0")
-    _require(objective.mlm_drop, "objective.mlm_drop", objective.mlm_drop,
-             "true: it is the only loss of a DROP step") if config.arm != "baseline" else None
+    _require(
+        objective.mlm_drop, "objective.mlm_drop", objective.mlm_drop, "true: it is the only loss of a DROP step"
+    ) if config.arm != "baseline" else None
     for key in ("steps", "batch_size", "log_every", "valid_rows", "keep_checkpoints"):
         _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
     for key in ("valid_every", "save_every"):
@@ -293,10 +307,18 @@ def validate(config: Config) -> None:
     _require(config.optimizer.lr > 0, "optimizer.lr", config.optimizer.lr, "above 0")
     _require(config.optimizer.clip >= 0, "optimizer.clip", config.optimizer.clip, "at least 0")
     schedule = config.schedule
-    _require(0 <= schedule.warmup_steps <= train.steps, "schedule.warmup_steps", schedule.warmup_steps,
-             f"in 0..train.steps={train.steps}")
-    _require(0 <= schedule.decay_steps <= train.steps - schedule.warmup_steps, "schedule.decay_steps",
-             schedule.decay_steps, "at least 0 and no longer than what follows the warm-up")
+    _require(
+        0 <= schedule.warmup_steps <= train.steps,
+        "schedule.warmup_steps",
+        schedule.warmup_steps,
+        f"in 0..train.steps={train.steps}",
+    )
+    _require(
+        0 <= schedule.decay_steps <= train.steps - schedule.warmup_steps,
+        "schedule.decay_steps",
+        schedule.decay_steps,
+        "at least 0 and no longer than what follows the warm-up",
+    )
     for text in config.run.examples:
         _require("[MASK]" in text, "run.examples", text, "a sentence that contains [MASK]")
 

@@ -17,7 +17,7 @@ from sctd.corpus.tokenizer import SpecialIds, tokenizer_hash
 from sctd.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda sigma".split()
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
 
 
 @pytest.fixture

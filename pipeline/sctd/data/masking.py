@@ -66,16 +66,16 @@ class Masker:
         Raises:
             UserError: a row with fewer maskable tokens than targets.
         """
-        ids_BS = ids_BS.astype(np.int64)
+        shown_BS = ids_BS.astype(np.int64)
         sample_B1 = sample_B.astype(np.uint64)[:, None]
-        positions_BM = self._choose(ids_BS, sample_B1)
-        labels_BM = np.take_along_axis(ids_BS, positions_BM, axis=1)
+        positions_BM = self._choose(shown_BS, sample_B1)
+        labels_BM = np.take_along_axis(shown_BS, positions_BM, axis=1)
         kind_BM = hash64(self.seed, STREAM_KIND, sample_B1, positions_BM.astype(np.uint64)) / 2.0**64
         token_BM = below(hash64(self.seed, STREAM_TOKEN, sample_B1, positions_BM.astype(np.uint64)), len(self._regular))
         shown_BM = np.where(kind_BM < _MASK_SHARE + _RANDOM_SHARE, self._regular[token_BM], labels_BM)
         shown_BM[kind_BM < _MASK_SHARE] = self.mask_id
-        np.put_along_axis(ids_BS, positions_BM, shown_BM, axis=1)
-        return MaskedRows(ids_BS, positions_BM, labels_BM)
+        np.put_along_axis(shown_BS, positions_BM, shown_BM, axis=1)
+        return MaskedRows(shown_BS, positions_BM, labels_BM)
 
     def _choose(self, ids_BS: NDArray[np.int64], sample_B1: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The M positions of each row with the smallest random keys; pieces of a word share the key of its start."""

@@ -67,7 +67,7 @@ class TokenDropping:
 
     def __call__(
         self,
-        layers: Sequence[nn.Module],
+        layers: nn.ModuleList,
         hidden_BSD: Tensor,
         ids_BS: Tensor,
         scores_BS: Tensor,

@@ -81,6 +81,7 @@ class PretrainingModel(nn.Module):
 
         drop = full = None
         if phase is not Phase.FULL:
+            assert self.dropping is not None, "a dropping phase needs a dropping arm"
             scores_BS = self._scores(input_ids)
             middle = self.bert.layers[self.plan.middle]
             merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_BS, row_seed, keep)
@@ -135,7 +136,7 @@ class PretrainingModel(nn.Module):
             if cfg.kl_local:
                 parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD)
                 loss = loss + cfg.kl_weight * parts["kl_local"]
-        if full is not None and not self.training:
+        if full is not None and full.is_correct_BM is not None:
             parts["accuracy"] = full.is_correct_BM.float().mean()
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
 

@@ -3,8 +3,6 @@
 from enum import StrEnum
 from typing import Any
 
-from torch import nn
-
 from sctd.model.token_dropping import kept_tokens
 
 
@@ -46,7 +44,7 @@ class HybridScheduleHook:
         grown = min(1.0, step / self.grow_steps) if self.grow_steps else 0.0
         return kept_tokens(self.keep_ratio + (1 - self.keep_ratio) * grown, self.length)
 
-    def __call__(self, engine: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, engine: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         step = engine.global_steps + 1
         phase = self.phase(step) if engine.module.training else Phase.FULL
         return args, {**kwargs, "phase": phase, "keep": self.keep(step)}

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sctd import __version__
@@ -23,6 +25,7 @@ from sctd.errors import UserError
 from sctd.train.distributed import World, barrier
 
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"  # float32, whole, for export and evaluation; resuming does not read it
 _CLIENT_KEY = "sctd"
 
 
@@ -65,10 +68,13 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     barrier()
-    client = {_CLIENT_KEY: {"progress": vars(progress), "importance": importance}}
-    engine.save_checkpoint(str(folder), tag=temporary.name, client_state=client, save_latest=False)
+    scaler = engine.torch_autocast_z0_gradscaler
+    state = {"progress": vars(progress), "importance": importance, "scaler": scaler and scaler.state_dict()}
+    engine.save_checkpoint(str(folder), tag=temporary.name, client_state={_CLIENT_KEY: state}, save_latest=False)
+    weights = _fp32_weights(engine, world)
     barrier()
     if world.is_main:
+        save_file(weights, temporary / WEIGHTS)
         _seal(temporary, {"step": progress.step, "world_size": world.size, "version": __version__, **identity})
         final = folder / name
         shutil.rmtree(final, ignore_errors=True)
@@ -84,6 +90,8 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, dict[str, Tenso
     """Restore the engine from a verified checkpoint. All ranks call it with the same path."""
     _, client = engine.load_checkpoint(str(path.parent), tag=path.name)
     state = client[_CLIENT_KEY]
+    if engine.torch_autocast_z0_gradscaler is not None:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"]), state["importance"]
 
 
@@ -144,19 +152,20 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def fp32_weights(path: Path) -> dict[str, Tensor]:
-    """Float32 parameters of a verified checkpoint by name, ZeRO shards joined; for export, on one process."""
-    module = _load_verified(path / "mp_rank_00_model_states.pt")["module"]
-    if list(path.glob("*_optim_states.pt")):
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        module = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)
-    return {name: tensor.detach().float().clone() for name, tensor in module.items()}
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Float32 parameters of a checkpoint by name, whatever its engine, its ranks and its ZeRO stage were."""
+    return load_file(path / WEIGHTS)
 
 
-def _load_verified(file: Path) -> dict[str, Any]:
-    # DeepSpeed's files hold pickled Python objects: they are opened only after their hash was checked.
-    return torch.load(file, map_location="cpu", weights_only=False)
+@torch.no_grad()
+def _fp32_weights(engine: DeepSpeedEngine, world: World) -> dict[str, Tensor]:
+    """The whole float32 weights on rank 0, gathered one by one from the optimizer's shards; empty elsewhere."""
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        master = safe_get_full_fp32_param(parameter)  # collective; None where the parameter is its own master
+        if world.is_main:
+            weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
+    return weights
 
 
 def _by_age(folder: Path) -> list[Path]:

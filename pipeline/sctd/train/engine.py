@@ -16,6 +16,7 @@ from sctd.errors import UserError
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train.distributed import World
 
+_PRECISION_KEYS = ("bf16", "fp16", "torch_autocast")
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -52,10 +53,10 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
         UserError: batch sizes that do not multiply out, two precisions at once, or a stage that is not supported.
     """
     total, micro, accumulation = _batch_sizes(config, user, world_size)
-    precision = _precision(config, user)
     stage = user.get("zero_optimization", {}).get("stage", config.train.zero_stage)
     if stage not in (0, 1, 2):
         raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1 or 2")
+    precision = _precision(config, user, stage)
     clip = user.get("gradient_clipping", config.optimizer.clip)
     rate = user.get("optimizer", {}).get("params", {}).get("lr", config.optimizer.lr)
     config = replace(
@@ -73,14 +74,20 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     }
     if config.optimizer.name == "apex_lamb":
         base["zero_allow_untested_optimizer"] = True
-    if precision == "bf16":
-        # Gradients are summed over micro-batches and ranks in float32; an overflow skips the step and is counted.
-        base["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if stage > 0:
-            base["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif precision == "fp16":
-        base["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    if not any(key in user for key in _PRECISION_KEYS):
+        base |= _precision_block(precision, stage)
     return config, merge_dicts(base, user)
+
+
+def _precision_block(precision: str, stage: int) -> dict[str, Any]:
+    """Gradients are summed over micro-batches and ranks in float32; an overflow skips the step and is counted."""
+    if precision == "fp32":
+        return {}
+    if stage == 0:  # float32 parameters under autocast: without ZeRO there is nobody to keep a float32 copy
+        return {"torch_autocast": {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}}
+    if precision == "bf16":
+        return {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 def _batch_sizes(config: Config, user: dict[str, Any], world: int) -> tuple[int, int, int]:
@@ -105,14 +112,19 @@ def _batch_sizes(config: Config, user: dict[str, Any], world: int) -> tuple[int,
     return total, micro, accumulation
 
 
-def _precision(config: Config, user: dict[str, Any]) -> str:
-    asked = [name for name in ("bf16", "fp16") if user.get(name, {}).get("enabled")]
-    if len(asked) == 2:
-        raise UserError("DeepSpeed config: bf16 and fp16 are both enabled; enable one")
-    if asked:
-        return asked[0]
-    refused = [name for name in ("bf16", "fp16") if user.get(name, {}).get("enabled") is False]
-    return "fp32" if config.train.precision in refused else config.train.precision
+def _precision(config: Config, user: dict[str, Any], stage: int) -> str:
+    sections = {name: user.get(name, {}) for name in _PRECISION_KEYS}
+    asked = [name for name, section in sections.items() if section.get("enabled")]
+    if len(asked) > 1:
+        raise UserError(f"DeepSpeed config: {' and '.join(asked)} are enabled at once; enable one")
+    if not asked:
+        return "fp32" if any(name in user for name in _PRECISION_KEYS) else config.train.precision
+    if asked[0] == "torch_autocast":
+        return {"bfloat16": "bf16", "float16": "fp16"}.get(sections["torch_autocast"].get("dtype", ""), "bf16")
+    if asked[0] == "fp16" and stage == 0:
+        # DeepSpeed 0.19 divides the gradients by the loss scale there without having multiplied the loss by it.
+        raise UserError("DeepSpeed config: fp16 without ZeRO trains on wrong gradients; use stage 1 or torch_autocast")
+    return asked[0]
 
 
 def build_engine(
@@ -128,6 +140,24 @@ def build_engine(
     return engine
 
 
+class StepWatch:
+    """Whether the last optimizer step was applied, for the engine's own loss scaling and for autocast's."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._engine = engine
+        self._scaler = engine.torch_autocast_z0_gradscaler
+        self._scale = self._scaler.get_scale() if self._scaler else 0.0
+
+    def applied(self) -> bool:
+        """Call once after each optimizer step. A scaler that lowered its scale has skipped the step."""
+        if self._scaler is None:
+            return self._engine.was_step_applied()
+        before, self._scale = self._scale, self._scaler.get_scale()
+        if self._scale < before:
+            self._engine.skipped_steps += 1
+        return self._scale >= before
+
+
 def _parameter_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
     """Matrices decay; biases and LayerNorm do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -137,7 +167,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[st
 
 def _optimizer(groups: list[dict[str, Any]], config: Config, device: torch.device) -> torch.optim.Optimizer:
     cfg = config.optimizer
-    common = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
+    common: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **common)
     if cfg.name == "deepspeed_adamw":

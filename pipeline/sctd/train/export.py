@@ -81,7 +81,7 @@ def export_run(run_dir: Path, out: Path) -> Path:
     corpus = Path(config.data.corpus)
     manifest = read_manifest(corpus)
     shape = bert_shape(config, manifest)
-    weights = checkpoint.fp32_weights(path)
+    weights = checkpoint.read_weights(path)
     state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
 
     temporary = out.with_name(f".{out.name}.tmp")

@@ -19,6 +19,7 @@ from sctd.train import checkpoint
 from sctd.train.accounting import StepFlops
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World
+from sctd.train.engine import StepWatch
 from sctd.train.learning_rate import learning_rate
 from sctd.train.monitor import Clock, LossMeter, Monitor
 from sctd.train.validate import validate
@@ -50,6 +51,7 @@ def train(run: Run, progress: Progress) -> Progress:
     last_step = cfg.stop_at or cfg.steps
     monitor = Monitor(run.run_dir, run.world, progress.step, cfg.steps)
     meter, clock, window = LossMeter(run.world.device), Clock(), Window(progress.step)
+    watch = StepWatch(run.engine)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
@@ -61,8 +63,9 @@ def train(run: Run, progress: Progress) -> Progress:
             run.engine.backward(loss)
             run.engine.step()
             meter.add(parts)
+        applied = watch.applied()
         if run.importance is not None:
-            run.importance.commit(run.engine.was_step_applied())
+            run.importance.commit(applied)
         progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor)
         progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
         window.add(run.flops.row(run.hook.phase(step), run.hook.keep(step)) * cfg.batch_size)
@@ -76,7 +79,9 @@ def train(run: Run, progress: Progress) -> Progress:
             record = {"step": step, "phase": str(run.hook.phase(step)), **losses, "lr": rate}
             record |= window.read(run, progress, seconds)
             if validates:
-                record |= validate(run.engine, run.valid_rows, run.masker, cfg.valid_rows, cfg.micro_batch_size, run.world)
+                record |= validate(
+                    run.engine, run.valid_rows, run.masker, cfg.valid_rows, run.stream.share.micro_batch, run.world
+                )
                 monitor.importance(run.importance, run.tokenizer, step)
             monitor.log(record)
             clock.restart()

@@ -69,7 +69,12 @@ class Monitor:
         self._board = SummaryWriter(str(run_dir), purge_step=first_step + 1)
         # On a terminal a bar shows where the run stands; in a log file the lines below say it.
         self._bar = tqdm(
-            total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False
+            total=steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            leave=False,
         )
 
     def say(self, text: str) -> None:

@@ -126,7 +126,8 @@ def _build(
     engine = build_engine(model, config, ds_config, hook, world)
     masker = _masker(config, manifest, tokenizer)
     targets = masker.targets(manifest.seq_len)
-    share = Share(world.rank, world.size, config.train.micro_batch_size, ds_config["gradient_accumulation_steps"])
+    micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
+    share = Share(world.rank, world.size, micro, accumulation)
     rows = Rows(corpus, manifest, "train")
     every_output = config.objective.semantic_positions == "all"
     return Run(
@@ -189,7 +190,7 @@ def _check_same_run(config: Config, stored: Config) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
@@ -199,7 +200,9 @@ def _restore(run: Run, path: Path) -> Progress:
     facts = checkpoint.read_manifest(path)
     for key, what in (("tokenizer", "tokenizer"), ("data", "corpus")):
         if facts[key] != run.identity[key]:
-            raise UserError(f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus")
+            raise UserError(
+                f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
+            )
     if facts["world_size"] != run.world.size:
         raise UserError(
             f"--resume: {path} was saved by {facts['world_size']} ranks, this job has {run.world.size}: "
@@ -223,19 +226,17 @@ def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], wor
 
 
 def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
-    cfg, engine = run.config, run.engine
-    parameters = sum(parameter.numel() for parameter in engine.module.parameters())
+    cfg, engine, world, share = run.config, run.engine, run.world, run.stream.share
+    parameters = sum(parameter.numel() for parameter in engine.module.parameters()) / 1e6
     schedule = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
     keep = f", {run.hook.keep(1)} of {manifest.seq_len} tokens in dropped layers" if run.hook.drops else ""
-    precision, stage = cfg.train.precision, cfg.train.zero_stage
-    say(f"model     {cfg.model.layers} layers x {cfg.model.hidden_size}, {parameters / 1e6:.1f}M parameters, {precision}")
+    entropy = f"unigram entropy {manifest.unigram_entropy:.3f} nats"
+    rows = f"{share.global_batch} rows a step = {share.world} x {share.micro_batch} x {share.accumulation}"
+    say(f"model     {cfg.model.layers} layers x {cfg.model.hidden_size}, {parameters:.1f}M parameters")
     say(f"arm       {cfg.arm}{keep}{schedule}")
-    say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, unigram entropy {manifest.unigram_entropy:.3f} nats")
-    say(
-        f"engine    DeepSpeed, ZeRO-{stage}, {run.world.size} rank(s) on {run.world.device.type}, "
-        f"{cfg.train.batch_size} rows a step = {run.world.size} x {cfg.train.micro_batch_size} "
-        f"x {engine.gradient_accumulation_steps()}"
-    )
+    say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, {entropy}")
+    say(f"engine    DeepSpeed, ZeRO-{cfg.train.zero_stage}, {cfg.train.precision}, {world.size} x {world.device.type}")
+    say(f"batch     {rows} (ranks x rows at once x accumulation)")
     say(f"run       {run.run_dir}")
 
 
@@ -243,10 +244,9 @@ def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[st
     last = _last_validation(run_dir / "metrics.jsonl")
     if last is not None:
         gap = manifest.unigram_entropy - last["valid_loss"]
-        say(
-            f"held-out  loss {last['valid_loss']:.4f}, {abs(gap):.2f} nats {'below' if gap > 0 else 'ABOVE'} the unigram "
-            f"entropy {manifest.unigram_entropy:.4f}; masked accuracy {last['valid_accuracy']:.1%}"
-        )
+        side = "below" if gap > 0 else "ABOVE"
+        entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
+        say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}")
     out = export_run(run_dir, run_dir / "export")
     say(f"exported  {out}")
     if config.run.examples:
@@ -270,5 +270,3 @@ def _silent(text: str) -> None:
 def is_main_process() -> bool:
     """Rank 0 by the launcher's word, before any group exists."""
     return os.environ.get("RANK", "0") == "0"
-
-

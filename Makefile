@@ -1,0 +1,33 @@
+# Two commands: `make pretrain` runs the main job on the embedded corpus, `make test` every test this machine can run.
+# Both first build an environment in .venv. ARGS adds config overrides: make pretrain ARGS="arm=token_drop train.steps=200"
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS ?= runs
+ARGS ?=
+TESTS ?=
+
+.PHONY: pretrain test lint clean
+.DELETE_ON_ERROR:
+
+# torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time.
+.venv/ready: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+	touch $@
+
+pretrain: .venv/ready
+	$(BIN)/sctd prepare --source embedded --vocab-size 4096 --seq-len 128 --valid-fraction 0.05 --out $(RUNS)/demo-corpus
+	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info
