@@ -245,7 +245,8 @@ def hub_documents(source: str) -> Iterator[Document]:
 
 def embedded_documents() -> Iterator[Document]:
     """The language reference that pydoc carries (a document a topic) and the standard library's docstrings (a
-    document a module, in source order), without exact duplicates. Depends on nothing but the Python version."""
+    document for each module's own, each top-level function and each class with all in it), in source order, without
+    exact duplicates. Depends on nothing but the Python version."""
     from pydoc_data.topics import topics
 
     seen: set[str] = set()
@@ -253,9 +254,9 @@ def embedded_documents() -> Iterator[Document]:
         if document := _new_text(topic, seen):
             yield document
     for path in _library_files(Path(sysconfig.get_path("stdlib"))):
-        paragraphs = [text for docstring in _file_docstrings(path) if (text := _new_text(docstring, seen))]
-        if paragraphs:
-            yield "\n".join(paragraphs)
+        for docstrings in _file_docstrings(path):
+            if paragraphs := [text for docstring in docstrings if (text := _new_text(docstring, seen))]:
+                yield "\n".join(paragraphs)
 
 
 def _new_text(raw: str, seen: set[str]) -> str:
@@ -274,17 +275,19 @@ def _library_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _file_docstrings(path: Path) -> list[str]:
+def _file_docstrings(path: Path) -> list[list[str]]:
+    """The docstrings of a source file, one list for the module's own and one for each of its statements."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escape sequences in the library's own sources
-            return list(_docstrings(ast.parse(path.read_text(encoding="utf-8"))))
+            module = ast.parse(path.read_text(encoding="utf-8"))
+        return [[ast.get_docstring(module) or ""], *(list(_docstrings(child)) for child in module.body)]
     except (UnicodeDecodeError, SyntaxError, ValueError, OSError):
         return []
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
         yield docstring
     for child in ast.iter_child_nodes(node):

@@ -1,0 +1,39 @@
+"""What tests of whole runs share: a small real corpus and a small recipe."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from sctd.corpus.prepare import prepare
+from sctd.corpus.sources import read_documents
+
+# Dropout on, F = 4, two micro-batches a step: small, but nothing of the method is switched off.
+RECIPE = """
+arm: sctd
+model: {{layers: 4, hidden_size: 32, heads: 2, intermediate_size: 64, max_positions: 64}}
+objective: {{interval: 4}}
+optimizer: {{lr: 1.0e-3}}
+schedule: {{warmup_steps: 2}}
+data: {{corpus: {corpus}}}
+train: {{steps: 10, batch_size: 8, micro_batch_size: 2, precision: fp32, log_every: 1, valid_rows: 8}}
+"""
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64 tokens from the first documents of the embedded corpus, with a vocabulary of 512."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = itertools.islice(read_documents("embedded"), 60)
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    out = folder / "packed"
+    prepare([str(folder / "text.jsonl")], out, 64, None, 512, 0.1, 1, log=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def recipe(corpus: Path) -> Path:
+    path = corpus.parent / "tiny.yaml"
+    path.write_text(RECIPE.format(corpus=corpus), encoding="utf-8")
+    return path

@@ -1,0 +1,39 @@
+"""The command line as a user calls it, for tests of whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def sctd(*arguments: Any, ranks: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`sctd ARGUMENTS` in a process of its own; with `ranks`, under the real deepspeed launcher."""
+    scripts = Path(sys.executable).parent
+    command = [sys.executable, "-m", "sctd"]
+    if ranks:
+        command = [str(scripts / "deepspeed"), "--num_accelerators", str(ranks), "--module", "sctd"]
+    environment = os.environ | {
+        "PATH": f"{scripts}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT / 'kernels'}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    texts = [str(argument) for argument in arguments]
+    return subprocess.run(
+        [*command, *texts], capture_output=True, text=True, env=environment, cwd=cwd or ROOT, timeout=600
+    )
+
+
+def train(recipe: Path, run_dir: Path, *arguments: Any, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    """A pretraining run that must succeed."""
+    done = sctd("pretrain", recipe, f"run.dir={run_dir}", *arguments, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

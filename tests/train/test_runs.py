@@ -1,0 +1,218 @@
+"""Whole runs through the command line: what a run leaves, resuming bit for bit, ranks, ZeRO stages, arms."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from support import ROOT, records, sctd, train
+
+METRICS = """step phase loss mlm_drop mlm_full kl_global kl_local lr grad_norm samples tokens tokens_per_s mfu
+seconds""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten uninterrupted steps of the sctd arm."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe, run_dir, "run.examples=['the [MASK] of the object.']", "train.valid_every=5")
+    return run_dir
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "export" / "model.safetensors")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same parameters, losses and data, bit for bit."""
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    for key in ("step", "phase", "loss", "mlm_drop", "mlm_full", "kl_global", "kl_local", "lr", "samples", "ledger"):
+        assert [record[key] for record in records(a)] == [record[key] for record in records(b)], key
+
+
+def test_metrics_have_every_key_and_the_schedule(finished: Path) -> None:
+    found = records(finished)
+    assert [record["step"] for record in found] == list(range(1, 11))
+    assert [record["phase"] for record in found] == ["drop", "drop", "drop", "align"] * 2 + ["drop", "drop"]
+    assert all(set(METRICS) <= record.keys() for record in found)
+    for record in found:
+        aligned = record["phase"] == "align"
+        assert record["mlm_drop"] > 0 and record["grad_norm"] > 0 and record["mfu"] > 0
+        assert (record["mlm_full"] is not None) == (record["kl_global"] is not None) == aligned
+        assert (record.get("valid_loss") is not None) == (record["step"] in (5, 10))
+    assert found[-1]["samples"] == 80 and found[-1]["tokens"] == 80 * 64
+
+
+def test_align_loss_is_made_of_its_terms(finished: Path) -> None:
+    for record in records(finished):
+        if record["phase"] == "align":
+            mlm = (record["mlm_drop"] + record["mlm_full"]) / 2
+            expected = mlm + 0.05 * (record["kl_global"] + record["kl_local"])
+            assert record["loss"] == pytest.approx(expected, rel=1e-6)
+        else:
+            assert record["loss"] == record["mlm_drop"]
+
+
+def test_tensorboard_events_hold_scalars_histogram_and_texts(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished)).Reload()
+    tags = events.Tags()
+    wanted = {"train/loss", "train/mlm_drop", "train/kl_local", "train/lr", "speed/tokens_per_s", "valid/loss"}
+    assert wanted <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 11))
+    logged = [record["loss"] for record in records(finished)]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(logged)
+    assert tags["histograms"] == ["importance/scores"]
+    texts = {tag for tag in tags["tensors"] if tag.startswith("importance/")}
+    assert texts == {"importance/highest/text_summary", "importance/lowest/text_summary"}
+
+
+def test_export_is_a_plain_transformers_bert(finished: Path) -> None:
+    folder = finished / "export"
+    model, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
+    answers = pipeline("fill-mask", str(folder), device="cpu")("the [MASK] of the object.")
+    assert len(answers) == 5 and abs(sum(a["score"] for a in answers)) <= 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| arm | sctd |" in card and "| optimizer steps | 10 of a horizon of 10 |" in card
+    assert "importance" not in " ".join(load_file(folder / "model.safetensors"))
+
+
+def test_export_verb_writes_the_same_model_again(finished: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # an export may be replaced by an export
+        done = sctd("export", finished, "--out", tmp_path / "my-bert")
+        assert done.returncode == 0, done.stderr
+    again = load_file(tmp_path / "my-bert" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights(finished).items())
+
+
+def test_the_run_prints_its_course(recipe: Path, tmp_path: Path) -> None:
+    done = train(recipe, tmp_path / "run", "run.examples=['the [MASK] of it.']", "train.steps=2")
+    for text in (
+        "arm       sctd, 32 of 64 tokens",
+        "step  1/2",
+        "unigram entropy",
+        "the [MASK] of it.  ->",
+        "tensorboard",
+    ):
+        assert text in done.stdout.replace("step 1/2", "step  1/2"), text
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_resume_is_bit_exact(recipe: Path, finished: Path, tmp_path: Path, stop: int) -> None:
+    """Dropout on; neither stop is a multiple of F = 4."""
+    run_dir = tmp_path / "run"
+    common = ["train.valid_every=5"]
+    train(recipe, run_dir, *common, f"train.stop_at={stop}")
+    assert len(records(run_dir)) == stop
+    train(recipe, run_dir, *common, "--resume")
+    assert_same_run(finished, run_dir)
+
+
+def test_resume_of_two_ranks_with_zero_1_is_bit_exact(recipe: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe, whole, ranks=2)
+    train(recipe, parts, "train.stop_at=5", ranks=2)
+    train(recipe, parts, "--resume", ranks=2)
+    assert_same_run(whole, parts)
+    config = yaml.safe_load((whole / "config.yaml").read_text())
+    assert config["train"]["zero_stage"] == 1
+
+
+def test_resume_of_bf16_is_bit_exact(recipe: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe, whole, "train.precision=bf16")
+    train(recipe, parts, "train.precision=bf16", "train.stop_at=5")
+    train(recipe, parts, "train.precision=bf16", "--resume")
+    assert_same_run(whole, parts)
+
+
+def test_resume_takes_the_newest_whole_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """A torn newest checkpoint is named and passed over; its steps are trained again to the same end."""
+    run_dir = tmp_path / "run"
+    common = ["train.valid_every=5", "train.save_every=3"]
+    train(recipe, run_dir, *common, "train.stop_at=7")
+    newest = run_dir / "checkpoints" / "step-00000007" / "mp_rank_00_model_states.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    done = train(recipe, run_dir, *common, "--resume")
+    assert "step-00000007 is damaged (mp_rank_00_model_states.pt has another sha256)" in done.stdout
+    assert "at step 6" in done.stdout
+    assert_same_run(finished, run_dir)
+
+
+def test_old_checkpoints_are_pruned_and_latest_points_at_the_newest(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", "train.save_every=2", "train.keep_checkpoints=3")
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-00000006", "step-00000008", "step-00000010"]
+    assert (folder / "latest").read_text() == "step-00000010\n"
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("arm", ["baseline", "token_drop", "random_drop", "random_ltd"])
+def test_every_arm_trains(recipe: Path, tmp_path: Path, arm: str) -> None:
+    run_dir = tmp_path / arm
+    train(recipe, run_dir, f"arm={arm}", "train.steps=6", "train.batch_size=16", "train.micro_batch_size=16")
+    found = records(run_dir)
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert {record["phase"] for record in found} == ({"full"} if arm == "baseline" else {"drop"})
+    assert "valid_loss" in found[-1]
+    keeps = [record["keep"] for record in found]
+    assert keeps == {"baseline": [64] * 6, "random_ltd": [32, 48, 48, 48, 64, 64]}.get(arm, [32] * 6)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_deepspeed_config_trains_alike_on_two_ranks(
+    recipe: Path, tmp_path: Path, config: Path, reference: list[float]
+) -> None:
+    """Every shipped stage and precision follows one process in float32."""
+    run_dir = tmp_path / "run"
+    train(recipe, run_dir, "model.dropout=0", "model.attention_dropout=0", "--deepspeed_config", config, ranks=2)
+    losses = [record["loss"] for record in records(run_dir)]
+    assert losses == pytest.approx(reference, abs=2e-3 if config.stem.endswith("fp32") else 1e-2)
+    assert records(run_dir)[-1]["skipped_steps"] == 0
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    run_dir = tmp_path_factory.mktemp("runs") / "reference"
+    train(recipe, run_dir, "model.dropout=0", "model.attention_dropout=0", "train.zero_stage=0")
+    return [record["loss"] for record in records(run_dir)]
+
+
+def test_accumulation_and_ranks_leave_the_data_alone(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", "train.micro_batch_size=4", ranks=2)
+    assert [r["ledger"] for r in records(tmp_path / "run")] == [r["ledger"] for r in records(finished)]
+
+
+def test_importance_table_moves_and_is_the_same_on_all_ranks(recipe: Path, tmp_path: Path) -> None:
+    """Read from the checkpoint of one rank and of two: the tables agree to rounding of the losses themselves."""
+    tables = []
+    for ranks in (1, 2):
+        run_dir = tmp_path / str(ranks)
+        train(recipe, run_dir, "model.dropout=0", "model.attention_dropout=0", "train.steps=3", ranks=ranks)
+        state = torch.load(run_dir / "checkpoints" / "step-00000003" / "mp_rank_00_model_states.pt", weights_only=False)
+        tables.append(state["sctd"]["importance"]["scores"])
+    assert tables[0].dtype == torch.float32
+    assert 0 < (tables[0] != 10.0).sum() < tables[0].numel()
+    torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-5)
+
+
+def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """What a SIGKILL while saving leaves: a temporary folder. It is neither loaded nor counted."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    folder = run_dir / "checkpoints"
+    (folder / "step-00000010").rename(folder / ".step-00000010.tmp")
+    done = sctd("pretrain", recipe, f"run.dir={run_dir}", "train.valid_every=5", "--resume")
+    assert done.returncode == 2
+    assert "no checkpoint in" in done.stderr
