@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ def sctd(*arguments: Any, ranks: int = 0, cwd: Path | None = None) -> subprocess
     scripts = Path(sys.executable).parent
     command = [sys.executable, "-m", "sctd"]
     if ranks:
-        command = [str(scripts / "deepspeed"), "--num_accelerators", str(ranks), "--module", "sctd"]
+        port = ["--master_port", str(_free_port())]  # another job may hold the launcher's default
+        command = [str(scripts / "deepspeed"), "--num_accelerators", str(ranks), *port, "--module", "sctd"]
     environment = os.environ | {
         "PATH": f"{scripts}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT / 'kernels'}",
@@ -37,3 +39,9 @@ def train(recipe: Path, run_dir: Path, *arguments: Any, ranks: int = 0) -> subpr
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

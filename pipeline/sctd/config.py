@@ -237,6 +237,8 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if hint is str and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
+        return "" if value is None else str(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not (isinstance(hint, type) and isinstance(value, hint)) or (hint is int and isinstance(value, bool)):

@@ -125,7 +125,7 @@ def test_embedded_docstrings_in_source_order(tmp_path: Path) -> None:
         'try: pass\nexcept Exception:\n  def g(): "four"\n'
     )
     found = {path.name: sources._file_docstrings(path) for path in sources._library_files(tmp_path)}
-    assert found == {"broken.py": [], "latin.py": [], "ok.py": ["one", "two", "three", "four"]}
+    assert found == {"broken.py": [], "latin.py": [], "ok.py": [["one"], [], ["two", "three"], ["four"]]}
 
 
 def test_no_file_matches_or_is_a_folder(tmp_path: Path) -> None:

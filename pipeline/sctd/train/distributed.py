@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 
 import deepspeed
@@ -28,6 +29,8 @@ def init_world() -> World:
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)

@@ -1,0 +1,314 @@
+"""The loss of each phase: its terms, their switches and weights, and where gradients flow."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sctd.config import ModelConfig, ObjectiveConfig
+from sctd.model.bert import Bert, BertShape
+from sctd.model.token_dropping import TokenDropping
+from sctd.objective.arms import ARMS
+from sctd.objective.importance import ImportanceTable
+from sctd.objective.mlm import token_losses
+from sctd.objective.pretraining import PretrainingModel
+from sctd.objective.schedule import Phase
+from sctd.objective.semantic import hidden_kl
+
+VOCAB, LENGTH, KEEP, TARGETS, PAD, CLS, MASK = 90, 32, 16, 5, 0, 2, 4
+Grads = dict[str, Tensor]
+
+
+def make_model(arm: str = "sctd", layers: int = 4, **objective: Any) -> PretrainingModel:
+    torch.manual_seed(0)
+    shape = BertShape(VOCAB, layers, 32, 2, 64, LENGTH, dropout=0.0, attention_dropout=0.0, initializer_range=0.2)
+    cfg = ObjectiveConfig(**objective)
+    return PretrainingModel(
+        Bert(shape).double(),
+        ARMS[arm].layer_plan(ModelConfig(layers=layers)),
+        cfg,
+        TokenDropping((2, 3, 4, 1), PAD) if ARMS[arm].drops else None,
+        ImportanceTable(VOCAB, (0, 1, 2, 3, 4), 0.995),
+        ARMS[arm].needs_full_path(cfg),
+    )
+
+
+def make_batch(rows: int = 3) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    ids = torch.randint(5, VOCAB, (rows, LENGTH), generator=rng)
+    ids[:, 0], ids[:, -1] = CLS, 3
+    positions = torch.stack([torch.randperm(LENGTH - 2, generator=rng)[:TARGETS].sort().values + 1 for _ in range(rows)])
+    return {
+        "labels": ids.gather(1, positions),
+        "input_ids": ids.scatter(1, positions, MASK),
+        "positions": positions,
+        "row_seed": torch.randint(2**62, (rows,), generator=rng),
+    }
+
+
+def run(model: PretrainingModel, batch: dict[str, Tensor], phase: Phase) -> tuple[Tensor, dict[str, Tensor], Grads]:
+    model.zero_grad(set_to_none=True)
+    loss, parts = model(**batch, phase=phase, keep=KEEP)
+    loss.backward()
+    return loss.detach(), parts, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_grads(found: Grads, expected: Grads) -> None:
+    assert set(found) == set(expected)
+    for name, grad in expected.items():
+        atol = 1e-6 * float(grad.abs().max()) + 1e-9
+        torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+
+
+# ---- the formulas
+
+
+def test_token_losses_equal_numpy() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 5, 11)) * 8, rng.integers(0, 11, (3, 5))
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    found = token_losses(torch.tensor(logits), torch.tensor(labels))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6, atol=1e-6)
+    low = token_losses(torch.tensor(logits).bfloat16(), torch.tensor(labels))
+    assert found.dtype == low.dtype == torch.float32
+    np.testing.assert_allclose(low.numpy(), expected, atol=0.2)
+
+
+def numpy_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """KL(softmax(teacher) || softmax(student)) of each row, float64."""
+    p, q = (np.exp(x - x.max(-1, keepdims=True)) for x in (teacher, student))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    return (p * (np.log(p) - np.log(q))).sum(-1)
+
+
+@pytest.mark.parametrize(("count", "width", "scale"), [(1, 2, 1.0), (7, 768, 1.0), (5, 64, 6.0)])
+def test_kl_equals_numpy(count: int, width: int, scale: float) -> None:
+    rng = np.random.default_rng(1)
+    teacher, student = rng.normal(size=(2, count, width)) * scale
+    found = hidden_kl(torch.tensor(teacher), torch.tensor(student))
+    assert found.dtype == torch.float32 and found.shape == ()
+    assert float(found) == pytest.approx(numpy_kl(teacher, student).mean(), rel=1e-4)
+    assert abs(numpy_kl(teacher, student).mean() - numpy_kl(student, teacher).mean()) > 1e-3 or width == 2
+
+
+def test_kl_of_low_precision_is_computed_in_float32() -> None:
+    teacher, student = torch.randn(2, 6, 768, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = numpy_kl(teacher.double().numpy(), student.double().numpy()).mean()
+    assert float(hidden_kl(teacher, student)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_does_not_grow_with_the_number_of_rows() -> None:
+    teacher, student = torch.randn(2, 6, 32)
+    torch.testing.assert_close(hidden_kl(teacher.repeat(4, 1), student.repeat(4, 1)), hidden_kl(teacher, student))
+
+
+# ---- the terms
+
+
+@pytest.mark.parametrize("switches", list(product((False, True), repeat=3)))
+@pytest.mark.parametrize("kl_weight", [0.05, 2.0])
+def test_the_eight_ablations(switches: tuple[bool, bool, bool], kl_weight: float) -> None:
+    """Table 4: the mean of the MLM terms, plus lambda times the KL terms; each has its switch."""
+    mlm_full, kl_global, kl_local = switches
+    model = make_model(mlm_full=mlm_full, kl_global=kl_global, kl_local=kl_local, kl_weight=kl_weight)
+    batch = make_batch()
+    reference = make_model(kl_weight=kl_weight)(**batch, phase=Phase.ALIGN, keep=KEEP)[1]
+    loss, parts, _ = run(model, batch, Phase.ALIGN)
+    expected = reference["mlm_drop"]
+    if mlm_full:
+        expected = (reference["mlm_drop"] + reference["mlm_full"]) / 2
+    expected = expected + kl_weight * (kl_global * reference["kl_global"] + kl_local * reference["kl_local"])
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert ("kl_global" in parts, "kl_local" in parts) == (kl_global, kl_local)
+    assert float(reference["kl_global"]) > 1e-3 and float(reference["kl_local"]) > 1e-3
+
+
+@pytest.mark.parametrize("phase", [Phase.DROP, Phase.FULL])
+def test_other_phases_are_their_mlm_loss_alone(phase: Phase) -> None:
+    loss, parts, _ = run(make_model(kl_weight=5.0), make_batch(), phase)
+    name = "mlm_drop" if phase is Phase.DROP else "mlm_full"
+    assert set(parts) == {"loss", name} and torch.equal(loss, parts[name])
+
+
+@pytest.mark.parametrize("where", ["cls", "all"])
+def test_kl_terms_compare_the_right_states(where: str) -> None:
+    """KL_global after the last layer, KL_local before it, the full path as teacher; hooks read the states."""
+    model, states = make_model(semantic_positions=where), []
+    model.bert.layers[-1].register_forward_hook(lambda module, args, out: states.append((args[-1], out)))
+    _, parts = model(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
+    (drop_before, drop_last), (full_before, full_last) = (
+        (before.detach().numpy(), last.detach().numpy()) for before, last in states
+    )
+    assert drop_before.shape == full_before.shape == (3, LENGTH, 32)
+    count = 1 if where == "cls" else LENGTH
+    for name, teacher, student in (
+        ("kl_global", full_last[:, :count], drop_last[:, :count]),
+        ("kl_local", full_before[:, :count], drop_before[:, :count]),
+    ):
+        assert float(parts[name]) == pytest.approx(numpy_kl(teacher, student).mean(), rel=1e-5), name
+
+
+def test_all_positions_are_those_that_hold_a_token() -> None:
+    """`semantic_positions: all` is the mean over non-padding tokens (method.md, section 2)."""
+    batch = make_batch()
+    batch["input_ids"][:, 20:] = PAD
+    batch["positions"] = torch.arange(1, 1 + TARGETS).expand(3, TARGETS).contiguous()
+    model, states = make_model(semantic_positions="all"), []
+    model.bert.layers[-1].register_forward_hook(lambda module, args, out: states.append(out.detach().numpy()))
+    _, parts = model(**batch, phase=Phase.ALIGN, keep=KEEP)
+    drop_last, full_last = states
+    assert float(parts["kl_global"]) == pytest.approx(numpy_kl(full_last[:, :20], drop_last[:, :20]).mean(), rel=1e-5)
+
+
+# ---- gradients
+
+
+def mean_of(*grads: Grads) -> Grads:
+    return {name: sum(g[name] for g in grads) / len(grads) for name in grads[0]}
+
+
+def test_full_path_receives_its_own_mlm_gradient() -> None:
+    """Without KL, ALIGN's gradient is the mean of DROP's and FULL's (the authors' release had DROP's twice)."""
+    batch = make_batch()
+    drop, full, align = (run(make_model(kl_weight=0.0), batch, p)[2] for p in (Phase.DROP, Phase.FULL, Phase.ALIGN))
+    assert_grads(align, mean_of(drop, full))
+    alone = run(make_model(kl_weight=0.0, mlm_full=False), batch, Phase.ALIGN)[2]
+    assert_grads(alone, drop)
+    difference = max(float((full[name] - drop[name]).abs().max()) for name in full)
+    assert difference > 1e-3
+
+
+@pytest.mark.parametrize("where", ["cls", "all"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_teacher_gets_kl_gradient_only_if_not_detached(detach: bool, where: str) -> None:
+    """With its MLM term off, the full path takes part through KL alone."""
+    model, outputs = make_model(mlm_full=False, detach_teacher=detach, semantic_positions=where), []
+    for layer in model.bert.layers[model.plan.middle]:
+        layer.register_forward_hook(lambda module, args, out: outputs.append(out))
+    loss, _ = model(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
+    student = [out for out in outputs if out.shape[1] == KEEP]
+    teacher = [out for out in outputs if out.shape[1] == LENGTH]
+    assert len(student) == len(teacher) == 2
+    grads = torch.autograd.grad(loss, teacher + student, allow_unused=True)
+    if detach:
+        assert grads[0] is None and grads[1] is None
+    else:
+        assert grads[0].abs().max() > 1e-6 and grads[1].abs().max() > 1e-6
+    assert grads[2].abs().max() > 1e-6 and grads[3].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("term", ["kl_global", "kl_local"])
+def test_detached_kl_moves_the_student_alone(term: str) -> None:
+    """Each KL term's share of the gradient, against a KL written out by hand with the teacher as a constant."""
+    batch = make_batch()
+    off = {"kl_global": False, "kl_local": False, "kl_weight": 7.0}
+    with_term = run(make_model(**{**off, term: True}), batch, Phase.ALIGN)[2]
+    without = run(make_model(**off), batch, Phase.ALIGN)[2]
+    model = make_model()
+    drop, full = by_hand(model, batch, dropping=True), by_hand(model, batch, dropping=False)
+    which = 1 if term == "kl_global" else 0
+    teacher, student = full[which][:, 0].detach().log_softmax(-1), drop[which][:, 0].log_softmax(-1)
+    (7.0 * (teacher.exp() * (teacher - student)).sum(-1).mean()).backward()
+    expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    assert_grads(with_term, {name: without[name] + expected[name] for name in without})
+
+
+def by_hand(model: PretrainingModel, batch: dict[str, Tensor], dropping: bool) -> tuple[Tensor, Tensor]:
+    """(X_{l-1}, X_l) of one path, computed from the embeddings on, all layers in full."""
+    first, layers = model.plan.first_dropped, model.bert.layers
+    x = model.bert.embeddings(batch["input_ids"])
+    for layer in layers[:first]:
+        x = layer(x)
+    if dropping:
+        scores = torch.full(batch["input_ids"].shape, 10.0)
+        x = model.dropping(layers[first:-1], x, batch["input_ids"], scores, batch["row_seed"], KEEP)
+    else:
+        for layer in layers[first:-1]:
+            x = layer(x)
+    return x, layers[-1](x)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("layers", [2, 4, 6])
+def test_shared_trunk_equals_two_trunks(layers: int, detach: bool) -> None:
+    batch = make_batch()
+    loss, _, grads = run(make_model(layers=layers, kl_weight=3.0, detach_teacher=detach), batch, Phase.ALIGN)
+    model = make_model(layers=layers)
+    drop, full = by_hand(model, batch, dropping=True), by_hand(model, batch, dropping=False)
+    expected = torch.zeros((), dtype=torch.float64)
+    rows = torch.arange(3)[:, None]
+    for _, last in (drop, full):
+        logits = model.bert.logits(last[rows, batch["positions"]]).log_softmax(-1)
+        expected = expected - 0.5 * logits.gather(-1, batch["labels"][..., None]).mean()
+    for student, teacher in zip(drop, full, strict=True):
+        p = (teacher.detach() if detach else teacher)[:, 0].softmax(-1)
+        q = student[:, 0].softmax(-1)
+        expected = expected + 3.0 * (p * (p / q).log()).sum(-1).mean()
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert_grads(grads, {name: p.grad for name, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("where", ["cls", "all"])
+@pytest.mark.parametrize("phase", list(Phase))
+def test_loss_scale_does_not_depend_on_the_number_of_rows(phase: Phase, where: str) -> None:
+    batch = make_batch()
+    repeated = {name: tensor.repeat(3, 1) if tensor.dim() == 2 else tensor.repeat(3) for name, tensor in batch.items()}
+    options = {"kl_weight": 3.0, "semantic_positions": where}
+    loss, parts, grads = run(make_model(**options), batch, phase)
+    loss3, parts3, grads3 = run(make_model(**options), repeated, phase)
+    assert float(loss3) == pytest.approx(float(loss), rel=1e-6)
+    for name, part in parts.items():
+        assert float(parts3[name]) == pytest.approx(float(part), rel=1e-5), name
+    assert_grads(grads3, grads)
+
+
+# ---- around it
+
+
+def test_evaluation_reports_accuracy_and_leaves_the_table_alone() -> None:
+    model, batch = make_model().eval(), make_batch()
+    with torch.no_grad():
+        loss, parts = model(**batch)
+        logits = model.bert(batch["input_ids"])
+    guesses = logits.argmax(-1).gather(1, batch["positions"])
+    assert set(parts) == {"loss", "mlm_full", "accuracy"} and torch.equal(loss, parts["mlm_full"])
+    assert float(parts["accuracy"]) == pytest.approx(float((guesses == batch["labels"]).double().mean()))
+    model(**batch, phase=Phase.DROP, keep=KEEP)
+    model.importance.commit(True)
+    assert bool((model.importance.scores_V == 10.0).all())
+
+
+def test_only_the_dropping_path_feeds_the_table() -> None:
+    batch = make_batch()
+    tables = {}
+    for phase in Phase:
+        model = make_model()
+        model(**batch, phase=phase, keep=KEEP)
+        model.importance.commit(True)
+        tables[phase] = model.importance.scores_V
+    assert bool((tables[Phase.FULL] == 10.0).all())
+    assert bool((tables[Phase.DROP] != 10.0).any()) and torch.equal(tables[Phase.DROP], tables[Phase.ALIGN])
+
+
+def test_parts_carry_no_graph() -> None:
+    _, parts = make_model()(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
+    assert not any(part.requires_grad for part in parts.values())
+
+
+def test_scores_are_looked_up_with_the_visible_ids() -> None:
+    """A target that shows another token is scored by that token; one that shows [MASK] is always kept."""
+    model, batch, kept = make_model(), make_batch(1), []
+    ids = batch["input_ids"]
+    model.importance.scores_V = torch.zeros(VOCAB)
+    model.importance.scores_V[50] = 1.0
+    ids[ids == 50] = 51
+    ids[0, 7:14] = 50
+    model.bert.layers[1].register_forward_hook(lambda module, args, out: kept.append(args[0]))
+    trunk = model.bert.layers[0](model.bert.embeddings(ids))
+    model(**batch, phase=Phase.DROP, keep=KEEP)
+    where = [int((trunk[0] - row).abs().sum(-1).argmin()) for row in kept[0][0]]
+    assert set(range(7, 14)) <= set(where) and set(torch.where(ids[0] < 5)[0].tolist()) <= set(where)

@@ -1,0 +1,92 @@
+"""Which phase and how many tokens an optimizer step has: functions of the step's number and nothing else."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sctd.config import ObjectiveConfig
+from sctd.objective.arms import ARMS, Selection
+from sctd.objective.schedule import HybridScheduleHook, Phase
+
+
+def make_hook(arm: str = "sctd", interval: int = 10, keep_ratio: float = 0.5, length: int = 512, steps: int = 1000):
+    chosen = ARMS[arm]
+    grow_steps = steps if chosen.keep_grows else 0
+    return HybridScheduleHook(chosen.drops, interval if chosen.aligns else 0, keep_ratio, length, grow_steps)
+
+
+def call(hook: HybridScheduleHook, global_steps: int, training: bool = True) -> tuple[Phase, int]:
+    engine = SimpleNamespace(global_steps=global_steps, module=SimpleNamespace(training=training))
+    args, kwargs = hook(engine, ("x",), {"labels": 1})
+    assert args == ("x",) and kwargs.pop("labels") == 1
+    phase, keep = kwargs.pop("phase"), kwargs.pop("keep")
+    assert not kwargs
+    return phase, keep
+
+
+@pytest.mark.parametrize("interval", [1, 2, 7, 10, 1000])
+def test_align_at_multiples_of_the_interval(interval: int) -> None:
+    hook = make_hook(interval=interval)
+    for step in range(1, 2 * interval + 3):
+        expected = Phase.ALIGN if step in (interval, 2 * interval) or interval == 1 else Phase.DROP
+        assert hook.phase(step) is expected, step
+
+
+def test_steps_are_counted_from_1() -> None:
+    """The engine has made 9 steps: the one at work is the tenth."""
+    hook = make_hook()
+    phases = [call(hook, done)[0] for done in range(20)]
+    assert [done for done in range(20) if phases[done] is Phase.ALIGN] == [9, 19]
+    assert phases[0] is Phase.DROP
+
+
+def test_all_micro_batches_of_a_step_share_the_phase() -> None:
+    """However many forwards there are between two optimizer steps, also after a resume in between."""
+    hook = make_hook()
+    for done in (8, 9, 10):
+        assert len({call(hook, done) for _ in range(7)}) == 1
+        assert call(make_hook(), done) == call(hook, done)
+
+
+@pytest.mark.parametrize("arm", ["token_drop", "random_drop", "random_ltd"])
+def test_arms_without_alignment_drop_at_every_step(arm: str) -> None:
+    assert {call(make_hook(arm), done)[0] for done in range(41)} == {Phase.DROP}
+
+
+def test_baseline_is_full_at_every_step() -> None:
+    assert {call(make_hook("baseline"), done)[0] for done in range(41)} == {Phase.FULL}
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_evaluation_is_full(arm: str) -> None:
+    assert {call(make_hook(arm), done, training=False)[0] for done in range(21)} == {Phase.FULL}
+
+
+def test_number_of_kept_tokens_is_constant() -> None:
+    assert {call(make_hook(), done)[1] for done in (0, 9, 500, 10**6)} == {256}
+
+
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.3, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize("length", [40, 128, 512])
+def test_random_ltd_grows_to_the_whole_row(keep_ratio: float, length: int) -> None:
+    steps = 777
+    hook = make_hook("random_ltd", keep_ratio=keep_ratio, length=length, steps=steps)
+    kept = [hook.keep(step) for step in range(1, steps + 1)]
+    assert kept == sorted(kept), "it shrank"
+    assert kept[-1] == length == hook.keep(steps + 50)
+    assert abs(kept[0] - keep_ratio * length) <= 9
+    assert abs(kept[steps // 2] - (1 + keep_ratio) / 2 * length) <= 9, "it does not grow linearly"
+
+
+def test_arms_are_the_ones_of_the_method() -> None:
+    assert set(ARMS) == {"baseline", "token_drop", "sctd", "random_drop", "random_ltd"}
+    assert [name for name, arm in ARMS.items() if arm.aligns] == ["sctd"]
+    assert [name for name, arm in ARMS.items() if not arm.drops] == ["baseline"]
+    assert {name for name, arm in ARMS.items() if arm.selection is Selection.IMPORTANCE} == {"token_drop", "sctd"}
+
+
+@pytest.mark.parametrize("switches", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+def test_the_full_path_runs_only_where_a_term_needs_it(switches: tuple[int, int, int]) -> None:
+    objective = ObjectiveConfig(**dict(zip(("mlm_full", "kl_global", "kl_local"), map(bool, switches), strict=True)))
+    assert ARMS["sctd"].needs_full_path(objective) == any(switches)
+    assert not ARMS["token_drop"].needs_full_path(objective)
