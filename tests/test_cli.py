@@ -165,6 +165,15 @@ def test_print_config_shows_the_merged_result(capsys: pytest.CaptureFixture[str]
     assert tree["arm"] == "sctd" and tree["model"]["keep_ratio"] == 0.25 and tree["model"]["layers"] == 24
 
 
+def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train.steps=200", "--print-config", "train.log_every=7", "--deepspeed", "arm=baseline"]
+    assert main(["--local_rank=0", "pretrain", "demo", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "steps: 200" in out and "log_every: 7" in out and "arm: baseline" in out
+    assert "stray" in refused(capsys, "export", "runs/x", "--out", "y", "stray")
+    assert "--stray" in refused(capsys, "pretrain", "demo", "a.b=1", "--stray")
+
+
 def test_every_shipped_deepspeed_json_parses() -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 

@@ -23,13 +23,25 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is 0, or 2 for bad input."""
     try:
-        args = _parser().parse_args(argv)
+        args = _parse(argv)
         args.call(args)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"sctd: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a verb; overrides may stand before, between and behind its options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    strangers = [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,8 +38,8 @@ def numpy_step(table: np.ndarray, labels: torch.Tensor, losses: torch.Tensor, be
 def test_average_with_duplicates_equals_numpy(beta: float) -> None:
     table, expected = make(beta), np.full(VOCAB, 10.0)
     for step in range(30):
-        labels, losses = draw(step, count=20)
-        assert len(set(labels.tolist())) < 20
+        labels, losses = draw(step, count=30)
+        assert len(set(labels.tolist())) < 25
         table.accumulate(labels, losses)
         table.commit(True)
         expected = numpy_step(expected, labels, losses, beta)
@@ -126,11 +126,6 @@ def test_state_round_trip() -> None:
         one.commit(True)
     assert torch.equal(other.scores_V, table.scores_V)
     assert not torch.equal(state["scores"], table.scores_V), "the saved state moved along"
-
-
-def test_state_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="39"):
-        make().load_state_dict({"scores": torch.full((39,), 10.0)})
 
 
 def test_it_survives_the_cast_of_its_module_and_moves_by_the_exact_amount() -> None:

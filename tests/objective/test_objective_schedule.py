@@ -27,9 +27,10 @@ def call(hook: HybridScheduleHook, global_steps: int, training: bool = True) -> 
 @pytest.mark.parametrize("interval", [1, 2, 7, 10, 1000])
 def test_align_at_multiples_of_the_interval(interval: int) -> None:
     hook = make_hook(interval=interval)
-    for step in range(1, 2 * interval + 3):
-        expected = Phase.ALIGN if step in (interval, 2 * interval) or interval == 1 else Phase.DROP
-        assert hook.phase(step) is expected, step
+    last = 3 * interval + interval // 2
+    aligned = [step for step in range(1, last + 1) if hook.phase(step) is Phase.ALIGN]
+    assert aligned == [interval, 2 * interval, 3 * interval]
+    assert hook.phase(interval + 1) is (Phase.ALIGN if interval == 1 else Phase.DROP)
 
 
 def test_steps_are_counted_from_1() -> None:
@@ -74,7 +75,7 @@ def test_random_ltd_grows_to_the_whole_row(keep_ratio: float, length: int) -> No
     kept = [hook.keep(step) for step in range(1, steps + 1)]
     assert kept == sorted(kept), "it shrank"
     assert kept[-1] == length == hook.keep(steps + 50)
-    assert abs(kept[0] - keep_ratio * length) <= 9
+    assert abs(kept[0] - max(16, keep_ratio * length)) <= 9
     assert abs(kept[steps // 2] - (1 + keep_ratio) / 2 * length) <= 9, "it does not grow linearly"
 
 

@@ -1,0 +1,58 @@
+"""Counter-based random numbers: SplitMix64 in plain integers, independent streams, uniform draws."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sctd.data import hashing
+from sctd.data.hashing import below, hash64, mix64
+
+MASK = 2**64 - 1
+
+
+def splitmix(x: int) -> int:
+    x = x + 0x9E3779B97F4A7C15 & MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+    return x ^ x >> 31
+
+
+def test_the_mixer_is_splitmix64() -> None:
+    """First outputs of the generator seeded with 0, as published."""
+    assert splitmix(0) == 0xE220A8397B1DCDAF and splitmix(0x9E3779B97F4A7C15) == 0x6E789E6AA1B965F4
+    values = np.array([0, 1, 0x9E3779B97F4A7C15, MASK], dtype=np.uint64)
+    assert mix64(values).tolist() == [splitmix(int(v)) for v in values]
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**70), stream=st.integers(0, 6), counters=st.lists(st.integers(0, MASK), max_size=3))
+def test_hash_equals_plain_integers(seed: int, stream: int, counters: list[int]) -> None:
+    state = splitmix(seed & MASK ^ stream << 56)
+    for counter in counters:
+        state = splitmix(state ^ splitmix(counter))
+    assert int(hash64(seed, stream, *counters)) == state
+
+
+def test_every_argument_counts_and_counters_broadcast() -> None:
+    rows, columns = np.arange(3, dtype=np.uint64)[:, None], np.arange(5, dtype=np.uint64)
+    table = hash64(7, 2, rows, columns)
+    assert table.shape == (3, 5) and len(set(table.ravel().tolist())) == 15
+    assert int(table[2, 4]) == int(hash64(7, 2, 2, 4)) != int(hash64(7, 2, 4, 2))
+    assert len({int(hash64(seed, stream, 1)) for seed in range(20) for stream in range(7)}) == 140
+
+
+def test_streams_have_numbers_of_their_own() -> None:
+    streams = [value for name, value in vars(hashing).items() if name.startswith("STREAM_")]
+    assert len(streams) == len(set(streams)) == 7
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 30522])
+def test_below_is_uniform(bound: int) -> None:
+    count = 60_000
+    drawn = below(hash64(3, 1, np.arange(count, dtype=np.uint64)), bound)
+    assert drawn.dtype == np.int64 and drawn.min() >= 0 and drawn.max() < bound
+    if bound <= 10:
+        sigma = (count / bound * (1 - 1 / bound)) ** 0.5
+        assert np.abs(np.bincount(drawn, minlength=bound) - count / bound).max() <= 4.5 * sigma
+    assert below(np.array([0, MASK], dtype=np.uint64), bound).tolist() == [0, bound - 1]

@@ -1,0 +1,163 @@
+"""Dynamic masking: which targets, what they show, and that a row's mask is its own whatever batch it is in."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sctd.data.masking import MaskedRows, Masker
+from sctd.errors import UserError
+
+VOCAB, SPECIAL, MASK_ID = 200, (0, 1, 2, 3, 4), 4
+
+
+def make(probability: float = 0.15, seed: int = 1, whole_word: bool = False) -> Masker:
+    """Ids from 100 on are pieces that continue a word."""
+    return Masker(seed, VOCAB, MASK_ID, SPECIAL, probability, np.arange(VOCAB) >= 100 if whole_word else None)
+
+
+def make_rows(rows: int, length: int, seed: int = 0, special_share: float = 0.05) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, VOCAB, (rows, length)).astype(np.uint16)
+    ids[rng.random(ids.shape) < special_share] = 1
+    ids[:, 0], ids[:, -1] = 2, 3
+    return ids
+
+
+def assert_well_formed(masked: MaskedRows, ids: np.ndarray, count: int) -> None:
+    assert {array.dtype for array in (masked.input_ids_BS, masked.positions_BM, masked.labels_BM)} == {np.dtype("int64")}
+    assert masked.positions_BM.shape == masked.labels_BM.shape == (len(ids), count)
+    assert (np.diff(masked.positions_BM, axis=1) > 0).all(), "positions are not ascending and distinct"
+    originals = np.take_along_axis(ids.astype(np.int64), masked.positions_BM, axis=1)
+    assert np.array_equal(masked.labels_BM, originals)
+    assert not np.isin(masked.labels_BM, SPECIAL).any(), "a special token is a target"
+    untouched = np.ones(ids.shape, dtype=bool)
+    np.put_along_axis(untouched, masked.positions_BM, False, axis=1)
+    assert np.array_equal(masked.input_ids_BS[untouched], ids[untouched])
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    rows=st.integers(1, 6),
+    length=st.integers(8, 90),
+    probability=st.floats(0.01, 0.4),
+    seed=st.integers(0, 2**31),
+    whole_word=st.booleans(),
+)
+def test_every_row_is_well_formed(rows: int, length: int, probability: float, seed: int, whole_word: bool) -> None:
+    masker, ids = make(probability, seed, whole_word), make_rows(rows, length, seed)
+    count = masker.targets(length)
+    assert count == max(1, round(probability * length))
+    before = ids.copy()
+    assert_well_formed(masker(ids, np.arange(rows) + seed), ids, count)
+    assert np.array_equal(ids, before)
+
+
+@pytest.mark.parametrize(("length", "count"), [(128, 19), (512, 77), (2, 1), (8, 1)])
+def test_number_of_targets(length: int, count: int) -> None:
+    assert make().targets(length) == count
+
+
+def test_shares_of_masked_random_and_kept() -> None:
+    """80 / 10 / 10 within 3 sigma over 152,000 targets; a random token may be the original one."""
+    ids = make_rows(2000, 512)
+    masked = make()(ids, np.arange(2000))
+    shown = np.take_along_axis(masked.input_ids_BS, masked.positions_BM, axis=1)
+    count = shown.size
+    assert count > 150_000
+    regular = VOCAB - len(SPECIAL)
+    for share, found in (
+        (0.8, (shown == MASK_ID).mean()),
+        (0.1 + 0.1 / regular, (shown == masked.labels_BM).mean()),
+        (0.1 - 0.1 / regular, ((shown != MASK_ID) & (shown != masked.labels_BM)).mean()),
+    ):
+        assert abs(found - share) < 3 * (share * (1 - share) / count) ** 0.5
+    random = shown[(shown != MASK_ID) & (shown != masked.labels_BM)]
+    assert not np.isin(random, SPECIAL).any()
+    counts = np.bincount(random, minlength=VOCAB)[5:]
+    assert np.abs(counts - random.size / regular).max() < 4.5 * (random.size / regular) ** 0.5, "not uniform"
+
+
+def test_targets_are_uniform_over_positions() -> None:
+    ids = make_rows(4000, 66, special_share=0.0)
+    counts = np.bincount(make()(ids, np.arange(4000)).positions_BM.ravel(), minlength=66)
+    assert counts[0] == counts[-1] == 0
+    share = 10 / 64
+    assert np.abs(counts[1:-1] - 4000 * share).max() < 4.5 * (4000 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_a_mask_is_a_function_of_seed_and_sample(whole_word: bool) -> None:
+    ids, sample = make_rows(20, 60), np.arange(20) + 10**12
+    whole = make(whole_word=whole_word)(ids, sample)
+    order = np.random.default_rng(1).permutation(20)
+    shuffled = make(whole_word=whole_word)(ids[order], sample[order])
+    for row in range(20):
+        alone = make(whole_word=whole_word)(ids[row : row + 1], sample[row : row + 1])
+        place = int(np.flatnonzero(order == row)[0])
+        for name in ("input_ids_BS", "positions_BM", "labels_BM"):
+            assert np.array_equal(getattr(alone, name)[0], getattr(whole, name)[row])
+            assert np.array_equal(getattr(shuffled, name)[place], getattr(whole, name)[row])
+
+
+def test_another_seed_or_sample_draws_another_mask() -> None:
+    ids = np.repeat(make_rows(1, 60), 40, axis=0)
+    drawn = {tuple(row) for row in make()(ids, np.arange(40)).positions_BM.tolist()}
+    drawn |= {tuple(row) for row in make(seed=2)(ids, np.arange(40)).positions_BM.tolist()}
+    assert len(drawn) == 80
+    same = [make(seed=s)(ids, np.arange(40)) for s in (1, 2)]
+    assert not np.array_equal(same[0].input_ids_BS, same[1].input_ids_BS)
+
+
+def words_of(row: np.ndarray) -> list[list[int]]:
+    """Positions of each word, in order: pieces follow the token that they continue, [CLS] or not."""
+    words: list[list[int]] = []
+    for position, token in enumerate(row.tolist()):
+        if token >= 100 and words:
+            words[-1].append(position)
+        else:
+            words.append([position])
+    return [kept for word in words if (kept := [s for s in word if row[s] not in SPECIAL])]
+
+
+def test_whole_words() -> None:
+    """Targets are whole words but for at most one a row, which is cut so that the number is exact."""
+    ids = make_rows(300, 64, special_share=0.0)
+    masker = make(0.3, whole_word=True)
+    masked = masker(ids, np.arange(300))
+    cut_rows = 0
+    for row, positions in zip(ids, masked.positions_BM.tolist(), strict=True):
+        assert len(positions) == 19
+        cut = [word for word in words_of(row) if 0 < len(set(word) & set(positions)) < len(word)]
+        assert len(cut) <= 1
+        assert all(sorted(set(word) & set(positions)) == word[: len(set(word) & set(positions))] for word in cut)
+        cut_rows += bool(cut)
+    assert 0 < cut_rows < 300
+    plain = make(0.3)(ids, np.arange(300))
+    partial = sum(0 < len(set(word) & set(positions)) < len(word)
+                  for row, positions in zip(ids, plain.positions_BM.tolist(), strict=True)
+                  for word in words_of(row))  # fmt: skip
+    assert partial > 5 * cut_rows, "without whole_word, words are torn apart"
+
+
+def test_whole_words_differ_between_samples() -> None:
+    ids = np.repeat(make_rows(1, 60), 30, axis=0)
+    assert len({tuple(row) for row in make(whole_word=True)(ids, np.arange(30)).positions_BM.tolist()}) == 30
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_a_row_with_too_few_tokens_is_refused(whole_word: bool) -> None:
+    ids = make_rows(3, 40, special_share=0.0)
+    ids[1, 5:] = 0  # 4 maskable tokens for 6 targets
+    with pytest.raises(UserError) as caught:
+        make(whole_word=whole_word)(ids, np.array([70, 71, 72]))
+    text = str(caught.value)
+    assert "sample 71" in text and "4 maskable" in text and "6 targets" in text and "mask_probability" in text
+    assert "\n" not in text
+
+
+def test_all_maskable_tokens_may_be_targets() -> None:
+    ids = make_rows(2, 40, special_share=0.0)
+    ids[:, 7:-1] = 0
+    masked = make()(ids, np.arange(2))
+    assert masked.positions_BM.tolist() == [[1, 2, 3, 4, 5, 6]] * 2

@@ -1,0 +1,85 @@
+"""The order of samples: a permutation in each epoch, another one for each epoch and seed, the same cost anywhere."""
+
+import time
+
+import numpy as np
+import pytest
+
+from sctd.data.order import row_of_sample
+
+SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 128, 1000, 4096, 4097]
+
+
+@pytest.mark.parametrize("rows", SIZES)
+@pytest.mark.parametrize("epoch", [0, 1, 12345])
+def test_an_epoch_is_a_permutation(rows: int, epoch: int) -> None:
+    order = row_of_sample(1, np.arange(rows) + epoch * rows, rows)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(rows))
+
+
+@pytest.mark.parametrize("rows", [128, 1000, 4097])
+def test_epochs_and_seeds_have_orders_of_their_own(rows: int) -> None:
+    """Two random permutations agree in about 1 place; 12 or more happen once in 10**9."""
+    orders = [row_of_sample(seed, np.arange(rows) + epoch * rows, rows) for seed in (1, 2, 77) for epoch in range(4)]
+    orders.append(np.arange(rows))
+    for i, one in enumerate(orders):
+        assert all((one == other).sum() < 12 for other in orders[:i])
+
+
+def test_small_epochs_differ_too() -> None:
+    for rows in (2, 3):
+        orders = {tuple(row_of_sample(1, np.arange(rows) + epoch * rows, rows).tolist()) for epoch in range(60)}
+        assert len(orders) == {2: 2, 3: 6}[rows]
+
+
+@pytest.mark.parametrize("rows", [7, 100])
+def test_any_row_may_come_first(rows: int) -> None:
+    """Over 4000 epochs each row opens about equally many."""
+    count = 4000
+    firsts = row_of_sample(5, np.arange(count) * rows, rows)
+    sigma = (count / rows * (1 - 1 / rows)) ** 0.5
+    assert np.abs(np.bincount(firsts, minlength=rows) - count / rows).max() < 4.5 * sigma
+
+
+def test_neighbours_do_not_stay_together() -> None:
+    order = row_of_sample(1, np.arange(4097), 4097)
+    assert (np.abs(np.diff(order)) == 1).sum() < 20  # 2 expected of a random order
+    assert abs(np.corrcoef(np.arange(4097), order)[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("start", [10**9, 10**15])
+def test_far_samples(start: int) -> None:
+    rows = 1000
+    sample = np.arange(start, start + 3 * rows)
+    order = row_of_sample(3, sample, rows)
+    for epoch in range(start // rows, start // rows + 3):
+        inside = sample // rows == epoch
+        assert sorted(order[inside].tolist()) == list(range(rows))
+    assert np.array_equal(row_of_sample(3, sample[::-1], rows), order[::-1])
+
+
+def test_entries_stand_alone() -> None:
+    """Any subset, shape and mix of epochs gives the same entries."""
+    sample = np.random.default_rng(0).integers(0, 10**12, (4, 5))
+    whole = row_of_sample(9, sample, 777)
+    assert whole.shape == (4, 5)
+    assert whole.tolist() == [[int(row_of_sample(9, np.array([g]), 777)[0]) for g in line] for line in sample.tolist()]
+
+
+def test_far_samples_cost_what_near_ones_cost() -> None:
+    def seconds(start: int) -> float:
+        best = float("inf")
+        for _ in range(5):
+            before = time.perf_counter()
+            row_of_sample(1, np.arange(start, start + 2000), 10**6)
+            best = min(best, time.perf_counter() - before)
+        return best
+
+    assert seconds(10**12) < 10 * seconds(0) + 0.01
+
+
+def test_the_input_is_left_alone() -> None:
+    sample = np.arange(10)
+    row_of_sample(1, sample, 3)
+    assert sample.tolist() == list(range(10))

@@ -1,0 +1,222 @@
+"""Batches of a small corpus: for any number of ranks the same samples, for any cursor the same continuation."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sctd.corpus.manifest import Manifest
+from sctd.corpus.prepare import load_corpus_tokenizer, prepare
+from sctd.data.masking import Masker
+from sctd.data.order import row_of_sample
+from sctd.data.stream import Batch, Rows, Share, TrainStream, make_batch, valid_batches
+from sctd.errors import UserError
+
+SEED, LENGTH = 3, 32
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("stream")
+    rng = np.random.default_rng(0)
+    documents = [f"Document {i}: " + " ".join(rng.choice(WORDS, 40)) for i in range(120)]
+    (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
+    out = folder / "corpus"
+    manifest = prepare([str(folder / "text.txt")], out, LENGTH, None, 300, 0.25, 1, log=lambda line: None)
+    return out, manifest
+
+
+@pytest.fixture(scope="module")
+def rows(corpus: tuple[Path, Manifest]) -> Rows:
+    return Rows(*corpus, "train")
+
+
+@pytest.fixture(scope="module")
+def valid(corpus: tuple[Path, Manifest]) -> Rows:
+    return Rows(*corpus, "valid")
+
+
+@pytest.fixture(scope="module")
+def masker(corpus: tuple[Path, Manifest]) -> Masker:
+    special = corpus[1].special_ids
+    return Masker(SEED, corpus[1].vocab_size, special.mask, special.all, 0.15)
+
+
+def keys(batches: list[Batch]) -> list[tuple]:
+    """The rows of some batches, each as one comparable value."""
+    return [
+        tuple(tuple(np.atleast_1d(batch[name][row].numpy()).tolist()) for name in sorted(batch))
+        for batch in batches
+        for row in range(len(batch["row_seed"]))
+    ]
+
+
+# ---- rows
+
+
+def test_rows_are_those_of_the_files(corpus: tuple[Path, Manifest], rows: Rows) -> None:
+    folder, manifest = corpus
+    expected = np.concatenate([np.load(folder / shard.file) for shard in manifest.splits["train"].shards])
+    assert len(rows) == len(expected) == manifest.splits["train"].rows > 30
+    assert np.array_equal(rows[np.arange(len(rows))], expected)
+    found = rows[np.array([5, 0, 5])]
+    assert found.dtype == np.int64 and np.array_equal(found, expected[[5, 0, 5]])
+
+
+def test_rows_of_several_shards(corpus: tuple[Path, Manifest], rows: Rows, tmp_path: Path) -> None:
+    manifest = corpus[1]
+    everything = rows[np.arange(len(rows))]
+    edges = [0, 1, 8, 20, len(rows)]
+    shards = []
+    for number, (start, end) in enumerate(itertools.pairwise(edges)):
+        np.save(tmp_path / f"{number}.npy", everything[start:end].astype(np.uint16))
+        shards.append(replace(manifest.splits["train"].shards[0], file=f"{number}.npy", rows=end - start))
+    split = replace(manifest.splits["train"], shards=tuple(shards))
+    found = Rows(tmp_path, replace(manifest, splits={"train": split}), "train")
+    assert len(found) == len(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    assert np.array_equal(found[order], everything[order])
+
+
+@pytest.mark.parametrize("change", ["rows", "length", "flat"])
+def test_a_shard_of_another_shape_is_refused(corpus: tuple[Path, Manifest], tmp_path: Path, change: str) -> None:
+    folder, manifest = corpus
+    shard = manifest.splits["train"].shards[0]
+    array = np.load(folder / shard.file)
+    array = {"rows": array[:-1], "length": array[:, :-1], "flat": array.ravel()}[change]
+    np.save(tmp_path / shard.file, array)
+    with pytest.raises(UserError) as caught:
+        Rows(tmp_path, manifest, "train")
+    text = str(caught.value)
+    assert shard.file in text and str(array.shape) in text and f"({shard.rows}, {LENGTH})" in text and "\n" not in text
+
+
+# ---- training
+
+
+def test_batches_are_the_models_arguments(rows: Rows, masker: Masker) -> None:
+    (batch,) = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1)).step(0)
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
+        "input_ids": (4, LENGTH),
+        "positions": (4, 5),
+        "labels": (4, 5),
+        "row_seed": (4,),
+    }
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_a_step_holds_the_samples_that_follow_the_cursor(rows: Rows, masker: Masker) -> None:
+    for cursor in (0, 8, 13, 10**9, 10**15):
+        share = Share(0, 1, 8, 1)
+        (batch,) = TrainStream(rows, masker, SEED, share).step(cursor)
+        sample = np.arange(cursor, cursor + 8)
+        row = row_of_sample(SEED, sample, len(rows))
+        assert np.array_equal(TrainStream(rows, masker, SEED, share).sample_rows(cursor), row)
+        restored = batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
+        assert np.array_equal(restored.numpy(), rows[row])
+        assert np.array_equal(batch["input_ids"].numpy(), masker(rows[row], sample).input_ids_BS)
+        assert len(set(batch["row_seed"].tolist())) == 8
+
+
+SPLITS = [(1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2), (1, 1, 8), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("cursor", [0, 40, 10**12])
+def test_any_split_of_a_step_has_the_same_samples(rows: Rows, masker: Masker, cursor: int) -> None:
+    expected = keys(TrainStream(rows, masker, SEED, Share(0, 1, 8, 1)).step(cursor))
+    assert len(set(expected)) == 8
+    for world, micro, accumulation in SPLITS:
+        found: list[tuple] = []
+        for rank in range(world):
+            share = Share(rank, world, micro, accumulation)
+            assert share.global_batch == 8
+            batches = TrainStream(rows, masker, SEED, share).step(cursor)
+            assert [len(batch["row_seed"]) for batch in batches] == [micro] * accumulation
+            found += keys(batches)
+        assert sorted(found) == sorted(expected), (world, micro, accumulation)
+
+
+def test_an_epoch_visits_each_row_once(rows: Rows, masker: Masker) -> None:
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 1, 1))
+    for epoch in (0, 1):
+        seen = [int(stream.sample_rows(epoch * len(rows) + place)[0]) for place in range(len(rows))]
+        assert sorted(seen) == list(range(len(rows)))
+
+
+def test_a_row_has_another_mask_in_each_epoch(rows: Rows, masker: Masker) -> None:
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, len(rows), 1))
+    masks = []
+    for epoch in range(2):
+        (batch,) = stream.step(epoch * len(rows))
+        order = stream.sample_rows(epoch * len(rows))
+        masks.append(dict(zip(order.tolist(), map(tuple, batch["positions"].tolist()), strict=True)))
+        masks[-1]["ties"] = tuple(sorted(batch["row_seed"].tolist()))
+    assert masks[0]["ties"] != masks[1]["ties"]
+    same = sum(masks[0][row] == masks[1][row] for row in range(len(rows)))
+    assert same <= 1
+
+
+def test_iteration_continues_at_any_cursor(rows: Rows, masker: Masker) -> None:
+    def steps(cursor: int, count: int) -> list[list[tuple]]:
+        stream = TrainStream(rows, masker, SEED, Share(1, 2, 2, 2))
+        return [keys(batches) for batches in itertools.islice(stream.iterate(cursor), count)]
+
+    straight = steps(0, 9)
+    assert straight == [
+        keys(TrainStream(rows, masker, SEED, Share(1, 2, 2, 2)).step(cursor)) for cursor in range(0, 72, 8)
+    ]
+    assert steps(0, 4) + steps(32, 5) == straight
+    assert steps(40, 1) == straight[5:6]
+
+
+def test_a_fault_in_the_background_reaches_the_loop(rows: Rows, masker: Masker) -> None:
+    special = (0, 1, 2, 3, 4)
+    greedy = Masker(SEED, len(masker._is_special_V), 4, special, 0.999)
+    with pytest.raises(UserError, match="maskable"):
+        next(TrainStream(rows, greedy, SEED, Share(0, 1, 2, 1)).iterate(0))
+
+
+# ---- validation
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(1024, 4), (10, 4), (7, 3), (2, 5)])
+def test_validation_is_the_same_for_any_number_of_ranks(valid: Rows, masker: Masker, limit: int, batch: int) -> None:
+    expected = keys(list(valid_batches(valid, masker, limit, batch, 0, 1)))
+    assert len(expected) == len(set(expected)) == min(limit, len(valid))
+    for world in (1, 2, 3):
+        shares = [keys(list(valid_batches(valid, masker, limit, batch, rank, world))) for rank in range(world)]
+        assert sorted(itertools.chain(*shares)) == sorted(expected)
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1, "ranks have unequal work"
+
+
+def test_validation_rows_are_the_first_held_out_ones(valid: Rows, masker: Masker) -> None:
+    assert len(valid) > 6
+    restored = [
+        batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
+        for batch in valid_batches(valid, masker, 6, 4, 0, 1)
+    ]
+    assert [len(part) for part in restored] == [4, 2]
+    assert np.array_equal(torch.cat(restored).numpy(), valid[np.arange(6)])
+
+
+def test_validation_masks_are_none_of_training(rows: Rows, masker: Masker) -> None:
+    """The same rows as training samples 0, 1, ... would be masked otherwise."""
+    (held_out,) = valid_batches(rows, masker, 20, 20, 0, 1)
+    training = make_batch(rows, masker, np.arange(20), np.arange(20))
+    assert (held_out["positions"] == training["positions"]).all(1).sum() <= 1
+    assert not set(held_out["row_seed"].tolist()) & set(training["row_seed"].tolist())
+
+
+def test_whole_word_masking_on_a_real_vocabulary(corpus: tuple[Path, Manifest], rows: Rows) -> None:
+    folder, manifest = corpus
+    vocabulary = load_corpus_tokenizer(folder, manifest).get_vocab()
+    continues = np.zeros(manifest.vocab_size, dtype=bool)
+    continues[[number for piece, number in vocabulary.items() if piece.startswith("##")]] = True
+    special = manifest.special_ids
+    masked = Masker(1, manifest.vocab_size, special.mask, special.all, 0.15, continues)(rows[np.arange(30)], np.arange(30))
+    assert masked.positions_BM.shape == (30, 5)

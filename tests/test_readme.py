@@ -1,0 +1,123 @@
+"""The README's commands, run as they stand there but for their size."""
+
+import json
+import lzma
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForMaskedLM
+
+from support import ROOT, records
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+SMALL = (
+    "model.layers=4 model.hidden_size=32 model.heads=2 model.intermediate_size=64 schedule.warmup_steps=2 "
+    "train.stop_at=3 train.batch_size=8 train.micro_batch_size=4 train.log_every=1 train.valid_rows=8"
+)
+
+
+def shell(command: str, cwd: Path) -> str:
+    scripts = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def command(beginning: str) -> str:
+    """The README's command that begins like this."""
+    (found,) = [line for line in COMMANDS if line.startswith(beginning)]
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_all_commands_are_tested_here() -> None:
+    verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS]
+    assert verbs == [
+        "make pretrain", "make test", "sctd prepare", "sctd pretrain", "sctd export", "tensorboard --logdir",
+        "deepspeed --num_gpus",
+    ]  # fmt: skip
+
+
+def test_make_pretrain(tmp_path: Path) -> None:
+    """The whole main job, with fewer steps."""
+    make = f"make -o .venv/ready BIN={Path(sys.executable).parent} RUNS={tmp_path}"
+    steps = "train.steps=20 schedule.warmup_steps=5 train.valid_rows=32"
+    out = shell(f"{make} ARGS='{steps}' {command('make pretrain').split(None, 1)[1]}", ROOT)
+    assert out.count("  ->  ") == 3 and "tensorboard --logdir" in out and "held-out" in out
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "export"} <= names
+    assert any("tfevents" in name for name in names)
+    manifest = json.loads((tmp_path / "demo-corpus" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["unigram_entropy"] > 5 and records(tmp_path / "demo")[-1]["step"] == 20
+
+
+def test_make_test_runs_pytest() -> None:
+    make = f"make -o .venv/ready BIN={Path(sys.executable).parent}"
+    out = shell(f"{make} {command('make test').split(None, 1)[1]} TESTS='tests/train/test_engine_config.py -q'", ROOT)
+    assert " passed" in out
+
+
+@pytest.fixture(scope="module")
+def workplace(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's user has it: data, a vocabulary, the shipped DeepSpeed configurations."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "data").mkdir()
+    text = (corpus.parent / "text.jsonl").read_bytes() * 3
+    (folder / "data" / "a.jsonl.xz").write_bytes(lzma.compress(text, preset=0))
+    shutil.copy(corpus / "vocab.txt", folder / "vocab.txt")
+    shutil.copytree(ROOT / "ds_configs", folder / "ds_configs")
+    shell(command("sctd prepare") + " --valid-fraction 0.1", folder)
+    return folder
+
+
+def test_own_text_to_model_and_tensorboard(workplace: Path) -> None:
+    shell(f"{command('sctd pretrain')} {SMALL}", workplace)
+    shell(command("sctd export"), workplace)
+    model = AutoModelForMaskedLM.from_pretrained(workplace / "my-bert")
+    assert model.config.max_position_embeddings == 512
+    port = free_port()
+    server = [str(Path(sys.executable).parent / "tensorboard"), *shlex.split(command("tensorboard"))[1:]]
+    process = subprocess.Popen([*server, "--port", str(port)], cwd=workplace, stderr=subprocess.DEVNULL)
+    try:
+        assert "train/loss" in scalar_tags(port)["base"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def scalar_tags(port: int) -> dict[str, dict[str, object]]:
+    """What the TensorBoard server says it can draw, as soon as it has read the events."""
+    tags: dict[str, dict[str, object]] = {}
+    deadline = time.monotonic() + 90
+    while not tags.get("base") and time.monotonic() < deadline:
+        time.sleep(1)
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", timeout=10) as answer:
+                tags = json.load(answer)
+        except OSError:
+            continue
+    return tags
+
+
+def test_deepspeed_launcher(workplace: Path) -> None:
+    line = command("deepspeed").replace("--num_gpus 8", f"--num_accelerators 2 --master_port {free_port()}")
+    shell(f"{line} {SMALL} run.dir=runs/large", workplace)
+    assert [record["step"] for record in records(workplace / "runs" / "large")] == [1, 2, 3]
