@@ -25,7 +25,9 @@ def make_rows(rows: int, length: int, seed: int = 0, special_share: float = 0.05
 
 
 def assert_well_formed(masked: MaskedRows, ids: np.ndarray, count: int) -> None:
-    assert {array.dtype for array in (masked.input_ids_BS, masked.positions_BM, masked.labels_BM)} == {np.dtype("int64")}
+    assert {array.dtype for array in (masked.input_ids_BS, masked.positions_BM, masked.labels_BM)} == {
+        np.dtype("int64")
+    }
     assert masked.positions_BM.shape == masked.labels_BM.shape == (len(ids), count)
     assert (np.diff(masked.positions_BM, axis=1) > 0).all(), "positions are not ascending and distinct"
     originals = np.take_along_axis(ids.astype(np.int64), masked.positions_BM, axis=1)
@@ -141,7 +143,7 @@ def test_whole_words() -> None:
 
 
 def test_whole_words_differ_between_samples() -> None:
-    ids = np.repeat(make_rows(1, 60), 30, axis=0)
+    ids = np.repeat(make_rows(1, 200), 30, axis=0)
     assert len({tuple(row) for row in make(whole_word=True)(ids, np.arange(30)).positions_BM.tolist()}) == 30
 
 

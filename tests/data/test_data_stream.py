@@ -218,5 +218,7 @@ def test_whole_word_masking_on_a_real_vocabulary(corpus: tuple[Path, Manifest], 
     continues = np.zeros(manifest.vocab_size, dtype=bool)
     continues[[number for piece, number in vocabulary.items() if piece.startswith("##")]] = True
     special = manifest.special_ids
-    masked = Masker(1, manifest.vocab_size, special.mask, special.all, 0.15, continues)(rows[np.arange(30)], np.arange(30))
+    masked = Masker(1, manifest.vocab_size, special.mask, special.all, 0.15, continues)(
+        rows[np.arange(30)], np.arange(30)
+    )
     assert masked.positions_BM.shape == (30, 5)

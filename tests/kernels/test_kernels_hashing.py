@@ -45,7 +45,7 @@ def test_hash_equals_plain_integers(row_seeds: list[int], length: int) -> None:
 def test_hash_is_injective_in_a_row(seed: int) -> None:
     row = hash_positions(seeds(seed), 20_000)[0]
     assert len(set(row.tolist())) == 20_000
-    assert 0 <= int(row.min()) and int(row.max()) < 2**32
+    assert int(row.min()) >= 0 and int(row.max()) < 2**32
 
 
 def test_every_bit_of_the_seed_counts() -> None:

@@ -31,7 +31,9 @@ def make_batch(length: int = 48, rows: int = 4, targets: int = 7) -> dict[str, T
     rng = torch.Generator().manual_seed(5)
     ids = torch.randint(5, VOCAB, (rows, length), generator=rng)
     ids[:, 0], ids[:, -1] = 2, 3
-    positions = torch.stack([torch.randperm(length - 2, generator=rng)[:targets].sort().values + 1 for _ in range(rows)])
+    positions = torch.stack(
+        [torch.randperm(length - 2, generator=rng)[:targets].sort().values + 1 for _ in range(rows)]
+    )
     labels = ids.gather(1, positions)
     return {
         "input_ids": ids.scatter(1, positions, 4),

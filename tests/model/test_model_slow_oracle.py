@@ -174,7 +174,9 @@ def make_batch(rows: int = 2, length: int = 11, targets: int = 3) -> dict[str, T
     rng = torch.Generator().manual_seed(5)
     ids = torch.randint(5, VOCAB, (rows, length), generator=rng)
     ids[:, 0], ids[:, -1], ids[0, 4] = CLS, SEP, UNK
-    positions = torch.stack([torch.randperm(length - 2, generator=rng)[:targets].sort().values + 1 for _ in range(rows)])
+    positions = torch.stack(
+        [torch.randperm(length - 2, generator=rng)[:targets].sort().values + 1 for _ in range(rows)]
+    )
     labels = ids.gather(1, positions)
     ids.scatter_(1, positions[:, :2], MASK)
     seeds = torch.randint(-(2**62), 2**62, (rows,), generator=rng)

@@ -118,7 +118,9 @@ def test_only_the_first_layer_has_the_dropped_tokens_as_keys() -> None:
     layers = stack(3)
     ids = torch.randint(5, 100, (2, 20))
     passes(TokenDropping(ALWAYS, PAD), layers, ids, keep=7)
-    shapes = [(x.shape[1], None if context is None else context.shape[1]) for (x, context, _), in (m.seen for m in layers)]
+    shapes = [
+        (x.shape[1], None if context is None else context.shape[1]) for ((x, context, _),) in (m.seen for m in layers)
+    ]
     assert shapes == [(7, 20), (7, None), (7, None)]
 
 

@@ -40,7 +40,9 @@ def make_batch(rows: int = 3) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(5)
     ids = torch.randint(5, VOCAB, (rows, LENGTH), generator=rng)
     ids[:, 0], ids[:, -1] = CLS, 3
-    positions = torch.stack([torch.randperm(LENGTH - 2, generator=rng)[:TARGETS].sort().values + 1 for _ in range(rows)])
+    positions = torch.stack(
+        [torch.randperm(LENGTH - 2, generator=rng)[:TARGETS].sort().values + 1 for _ in range(rows)]
+    )
     return {
         "labels": ids.gather(1, positions),
         "input_ids": ids.scatter(1, positions, MASK),

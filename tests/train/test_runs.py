@@ -200,11 +200,27 @@ def test_importance_table_moves_and_is_the_same_on_all_ranks(recipe: Path, tmp_p
     for ranks in (1, 2):
         run_dir = tmp_path / str(ranks)
         train(recipe, run_dir, "model.dropout=0", "model.attention_dropout=0", "train.steps=3", ranks=ranks)
-        state = torch.load(run_dir / "checkpoints" / "step-00000003" / "mp_rank_00_model_states.pt", weights_only=False)
-        tables.append(state["sctd"]["importance"]["scores"])
+        tables.append(importance_table(run_dir, 3))
     assert tables[0].dtype == torch.float32
     assert 0 < (tables[0] != 10.0).sum() < tables[0].numel()
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=1e-5)
+
+
+def test_overflowing_steps_are_skipped_counted_and_shown(recipe: Path, tmp_path: Path) -> None:
+    """A rate that blows the parameters up: later steps are not applied, and the importance table stands still."""
+    run_dir = tmp_path / "run"
+    huge = ("optimizer.lr=1e30", "optimizer.clip=0", "schedule.warmup_steps=0", "train.precision=bf16")
+    done = train(recipe, run_dir, *huge, "train.steps=4", "train.save_every=1", "train.keep_checkpoints=4")
+    assert [record["skipped_steps"] for record in records(run_dir)] == [0, 1, 2, 3]
+    assert "SKIPPED 3 (overflow)" in done.stdout
+    tables = [importance_table(run_dir, step) for step in (1, 2, 3, 4)]
+    assert (tables[0] != 10.0).any()
+    assert all(torch.equal(tables[0], table) for table in tables[1:])
+
+
+def importance_table(run_dir: Path, step: int) -> torch.Tensor:
+    file = run_dir / "checkpoints" / f"step-{step:08d}" / "mp_rank_00_model_states.pt"
+    return torch.load(file, weights_only=False)["sctd"]["importance"]["scores"]
 
 
 def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:

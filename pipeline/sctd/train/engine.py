@@ -58,11 +58,12 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
         raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1 or 2")
     precision = _precision(config, user, stage)
     clip = user.get("gradient_clipping", config.optimizer.clip)
-    rate = user.get("optimizer", {}).get("params", {}).get("lr", config.optimizer.lr)
+    params = user.get("optimizer", {}).get("params", {})
+    rate, decay = params.get("lr", config.optimizer.lr), params.get("weight_decay", config.optimizer.weight_decay)
     config = replace(
         config,
         train=replace(config.train, batch_size=total, micro_batch_size=micro, precision=precision, zero_stage=stage),
-        optimizer=replace(config.optimizer, clip=clip, lr=rate),
+        optimizer=replace(config.optimizer, clip=clip, lr=rate, weight_decay=decay),
     )
     base: dict[str, Any] = {
         "train_batch_size": total,

@@ -1,6 +1,5 @@
 """A run as a plain `transformers` BERT: safetensors, config, tokenizer and model card in one folder."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from sctd.errors import UserError
 from sctd.model.bert import BertShape
 from sctd.model.convert import to_hf_config, to_hf_state
 from sctd.train import checkpoint
+from sctd.train.monitor import read_metrics
 
+CORPUS_COPY = "corpus"  # manifest and tokenizer of the corpus, kept with the run so that it can be exported alone
 _MARK = "made by sctd export"
 
 
@@ -78,7 +79,7 @@ def export_run(run_dir: Path, out: Path) -> Path:
     config = read_run(run_dir)
     _require_free(out)
     path = checkpoint.newest_whole(run_dir)
-    corpus = Path(config.data.corpus)
+    corpus = run_dir / CORPUS_COPY
     manifest = read_manifest(corpus)
     shape = bert_shape(config, manifest)
     weights = checkpoint.read_weights(path)
@@ -124,7 +125,7 @@ def _require_free(out: Path) -> None:
 
 
 def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) -> str:
-    record = _record_at(run_dir / "metrics.jsonl", step)
+    record = _record_at(run_dir, step)
     model = config.model
     rows = [
         ("arm", config.arm),
@@ -154,12 +155,10 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) ->
     )
 
 
-def _record_at(metrics: Path, step: int) -> dict[str, Any]:
+def _record_at(run_dir: Path, step: int) -> dict[str, Any]:
     """The last logged value of each metric up to `step`."""
     latest: dict[str, Any] = {}
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record["step"] <= step:
-                latest.update({key: value for key, value in record.items() if value is not None})
+    for record in read_metrics(run_dir):
+        if record["step"] <= step:
+            latest.update({key: value for key, value in record.items() if value is not None})
     return latest

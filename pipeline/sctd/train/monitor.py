@@ -3,6 +3,7 @@
 Numbers stay on the device between log steps; a log step reads them back once.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -63,9 +64,8 @@ class Monitor:
         self._steps = steps
         if not self._active:
             return
-        self._path = run_dir / "metrics.jsonl"
-        _forget_after(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        _forget_after(run_dir, first_step)
+        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir), purge_step=first_step + 1)
         # On a terminal a bar shows where the run stands; in a log file the lines below say it.
         self._bar = tqdm(
@@ -158,6 +158,8 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
         f"mfu {record['mfu']:5.1%}" if record["mfu"] is not None else "mfu     -",
         f"eta {format_seconds(eta):>8}",
     ]
+    if record["skipped_steps"]:
+        fields.append(f"SKIPPED {record['skipped_steps']} (overflow)")
     if record.get("valid_loss") is not None:
         fields.append(f"valid {record['valid_loss']:.4f} acc {record['valid_accuracy']:.1%}")
     return "  ".join(fields)
@@ -169,17 +171,19 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def _forget_after(path: Path, step: int) -> None:
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run so far, oldest first; the torn last line of a killed run is passed over."""
+    path = run_dir / "metrics.jsonl"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _forget_after(run_dir: Path, step: int) -> None:
     """Drop records beyond the step that a resumed run starts from: those steps are trained, and logged, again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # the torn last line of a killed run
-    temporary = path.with_name(f".{path.name}.tmp")
+    kept = [json.dumps(record) + "\n" for record in read_metrics(run_dir) if record["step"] <= step]
+    temporary = run_dir / ".metrics.jsonl.tmp"
     temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    temporary.replace(run_dir / "metrics.jsonl")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from sctd.train.accounting import StepFlops, device_peak
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, init_world
 from sctd.train.engine import build_engine, read_deepspeed_json, resolve
-from sctd.train.export import bert_shape, export_run, fill_mask, read_run
+from sctd.train.export import CORPUS_COPY, bert_shape, export_run, fill_mask, read_run
 from sctd.train.loop import Run, train
-from sctd.train.monitor import format_seconds
+from sctd.train.monitor import format_seconds, read_metrics
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Keys that may differ when a run is resumed: they change when and what is reported, not what is computed.
@@ -217,10 +217,12 @@ def _restore(run: Run, path: Path) -> Progress:
 def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], world: World) -> None:
     if world.is_main:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run.dir {run_dir} cannot be made: {error.strerror}: choose another run.dir") from None
         (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        for name in ("manifest.json", "tokenizer.json"):
+            shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     barrier()
 
@@ -241,8 +243,9 @@ def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None
 
 
 def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[str], None]) -> None:
-    last = _last_validation(run_dir / "metrics.jsonl")
-    if last is not None:
+    validations = [record for record in read_metrics(run_dir) if record.get("valid_loss") is not None]
+    if validations:
+        last = validations[-1]
         gap = manifest.unigram_entropy - last["valid_loss"]
         side = "below" if gap > 0 else "ABOVE"
         entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
@@ -258,15 +261,5 @@ def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[st
     say(f"  sctd export {run_dir} --out my-bert/")
 
 
-def _last_validation(metrics: Path) -> dict[str, Any] | None:
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return next((record for record in reversed(records) if record.get("valid_loss") is not None), None)
-
-
 def _silent(text: str) -> None:
     pass
-
-
-def is_main_process() -> bool:
-    """Rank 0 by the launcher's word, before any group exists."""
-    return os.environ.get("RANK", "0") == "0"

@@ -22,13 +22,14 @@ def validate(
         tensors = {name: tensor.to(world.device) for name, tensor in tensors.items()}
         _, parts = engine(**tensors)
         count = len(tensors["input_ids"])
-        totals += torch.stack([parts["mlm_full"] * count, parts["accuracy"] * count, torch.tensor(count)]).double()
+        loss, accuracy = parts["mlm_full"], parts["accuracy"]
+        totals += count * torch.stack([loss, accuracy, torch.ones_like(loss)]).double()
     engine.train()
     if world.size > 1:
         dist.all_reduce(totals)
-    loss, correct, count = totals.tolist()
+    loss_sum, correct, rows_seen = totals.tolist()
     return {
-        "valid_loss": loss / count,
-        "valid_accuracy": correct / count,
-        "valid_perplexity": math.exp(min(loss / count, 50.0)),
+        "valid_loss": loss_sum / rows_seen,
+        "valid_accuracy": correct / rows_seen,
+        "valid_perplexity": math.exp(min(loss_sum / rows_seen, 50.0)),
     }

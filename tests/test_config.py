@@ -1,0 +1,445 @@
+"""Configuration: recipes load and merge, and every mistake is one line that names the key and what to do."""
+
+import dataclasses
+import math
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sctd import config as module
+from sctd.config import ARMS, Config, config_from_dict, load_config, merge_dicts, recipe_names, to_dict, to_yaml
+from sctd.errors import UserError
+
+SHIPPED = sorted(path.stem for path in (Path(module.__file__).parent / "recipes").glob("*.yaml"))
+SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "arm"}
+KEYS = ["arm"] + [f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in fields(cls)]
+
+
+def refused(*overrides: str, recipe: str = "bert-base-sctd") -> str:
+    """The message of the UserError that these overrides raise."""
+    with pytest.raises(UserError) as caught:
+        load_config(recipe, overrides)
+    text = str(caught.value)
+    assert text and "\n" not in text, f"not one line: {text!r}"
+    return text
+
+
+# ---- recipes
+
+
+def test_recipes_are_listed() -> None:
+    assert recipe_names() == SHIPPED and len(SHIPPED) >= 10
+    for size in ("base", "large"):
+        for arm in ("baseline", "token-drop", "sctd"):
+            assert f"bert-{size}-{arm}" in SHIPPED
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_every_recipe_loads_and_round_trips(recipe: str) -> None:
+    config = load_config(recipe)
+    assert config.run.dir == f"runs/{recipe}"
+    assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
+    assert config_from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("recipe", [name for name in SHIPPED if name.startswith("bert-")])
+def test_names_say_what_recipes_hold(recipe: str) -> None:
+    _, size, arm = recipe.split("-", 2)
+    config = load_config(recipe)
+    assert config.arm == arm.replace("-", "_")
+    shape = config.model.layers, config.model.hidden_size, config.model.heads, config.model.intermediate_size
+    known = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
+    assert shape == known.get(size, shape)
+    if size in known:
+        assert (config.train.steps, config.train.batch_size, config.optimizer.lr) == (250_000, 1024, 2e-4)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_arms_of_a_size_differ_in_the_arm_alone(size: str) -> None:
+    configs = {arm: load_config(f"bert-{size}-{arm}") for arm in ("baseline", "token-drop", "sctd")}
+    plain = [dataclasses.replace(c, arm="", run=dataclasses.replace(c.run, dir="")) for c in configs.values()]
+    assert plain[0] == plain[1] == plain[2]
+
+
+def test_defaults_are_the_methods() -> None:
+    config = Config()
+    objective, model = config.objective, config.model
+    assert (objective.interval, objective.kl_weight, objective.importance_beta) == (10, 0.05, 0.995)
+    assert (objective.semantic_positions, objective.detach_teacher) == ("cls", True)
+    assert all((objective.mlm_drop, objective.mlm_full, objective.kl_global, objective.kl_local))
+    assert (model.keep_ratio, model.first_dropped, model.full_tail) == (0.5, None, 1)
+    assert config.data.mask_probability == 0.15
+
+
+def test_round_trip_of_unusual_values() -> None:
+    config = load_config(
+        "demo",
+        [
+            "objective.kl_weight=1e-7",
+            "model.first_dropped=0",
+            "optimizer.betas=[0.1, 0.25]",
+            "run.dir='2024: #x'",
+            'run.examples=["a: [MASK] #é", "\\"[MASK]\\""]',
+            "train.micro_batch_size=3",
+            "model.layer_norm_eps=1e-12",
+        ],
+    )
+    assert config.objective.kl_weight == 1e-7 and config.model.layer_norm_eps == 1e-12
+    assert config.run.examples == ("a: [MASK] #é", '"[MASK]"') and config.run.dir == "2024: #x"
+    assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+# ---- overrides
+
+
+def test_overrides_change_one_key_each_and_later_ones_win() -> None:
+    config = load_config("bert-base-sctd", ["train.steps=30000", "train.steps=40000", "arm=token_drop", "run.dir=x"])
+    assert (config.train.steps, config.arm, config.run.dir) == (40_000, "token_drop", "x")
+    expected = dataclasses.replace(
+        load_config("bert-base-sctd"),
+        arm="token_drop",
+        train=dataclasses.replace(load_config("bert-base-sctd").train, steps=40_000),
+        run=dataclasses.replace(load_config("bert-base-sctd").run, dir="x"),
+    )
+    assert config == expected
+
+
+def test_numbers_as_people_write_them() -> None:
+    config = load_config(
+        "demo", ["optimizer.lr=1e-4", "objective.kl_weight=1", "train.steps=1.0e+3", "train.stop_at=null"]
+    )
+    assert config.optimizer.lr == 1e-4 and config.objective.kl_weight == 1.0
+    assert config.train.steps == 1000 and isinstance(config.train.steps, int) and config.train.stop_at is None
+    assert isinstance(config.objective.kl_weight, float)
+
+
+def test_names_may_look_like_numbers() -> None:
+    assert load_config("demo", ["run.dir=2024", "data.corpus="]).run.dir == "2024"
+
+
+def test_every_key_can_be_overridden_with_its_own_value() -> None:
+    config = load_config("bert-base-sctd")
+    tree = to_dict(config)
+    for key in KEYS:
+        value: Any = tree
+        for part in key.split("."):
+            value = value[part]
+        assert load_config("bert-base-sctd", [f"{key}={yaml.safe_dump(value, default_flow_style=True)}"]) == config, key
+
+
+# ---- extends
+
+
+def write(folder: Path, **files: str) -> dict[str, str]:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return {name: str(folder / f"{name}.yaml") for name in files}
+
+
+def test_extends_merges_key_by_key(tmp_path: Path) -> None:
+    paths = write(tmp_path, mine="extends: bert-base-sctd\ntrain: {steps: 50000}\nrun: {seed: 9}\n")
+    config, parent = load_config(paths["mine"]), load_config("bert-base-sctd")
+    assert (config.train.steps, config.run.seed, config.run.dir) == (50_000, 9, "runs/mine")
+    assert config.train == dataclasses.replace(parent.train, steps=50_000) and config.model == parent.model
+    assert config.optimizer == parent.optimizer and config.arm == "sctd"
+
+
+def test_extends_over_two_steps_and_overrides_last(tmp_path: Path) -> None:
+    paths = write(tmp_path, a="extends: demo\ntrain: {steps: 5000, log_every: 7}\n")
+    paths |= write(tmp_path, b=f"extends: {paths['a']}\ntrain: {{steps: 6000}}\n")
+    config = load_config(paths["b"], ["train.steps=7000"])
+    assert (config.train.steps, config.train.log_every) == (7000, 7)
+    assert config.train.batch_size == load_config("demo").train.batch_size
+
+
+def test_a_circle_of_recipes_is_refused(tmp_path: Path) -> None:
+    paths = write(tmp_path, a=f"extends: {tmp_path / 'b.yaml'}\n", b=f"extends: {tmp_path / 'a.yaml'}\n")
+    assert "extends itself" in refused(recipe=paths["a"])
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base, top = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "c": {"z": 5}}
+    assert merge_dicts(base, top) == {"a": {"x": 1, "y": 4}, "b": 3, "c": {"z": 5}}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 3} and top == {"a": {"y": 4}, "c": {"z": 5}}
+    assert merge_dicts({"a": 1}, {"a": {"x": 2}}) == {"a": {"x": 2}} and merge_dicts({"a": {"x": 2}}, {"a": 1}) == {
+        "a": 1
+    }
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stpes=3", ("train.stpes", "did you mean 'steps'")),
+        ("objective.lambda=3", ("objective.lambda", "known:")),
+        ("modle.layers=4", ("modle", "did you mean 'model'")),
+        ("arms=sctd", ("arms", "did you mean 'arm'")),
+        ("arm=token-drop", ("arm", "did you mean 'token_drop'")),
+        ("arm=xyz", ("arm", "known:", *ARMS)),
+        ("train.precision=bf61", ("train.precision", "did you mean 'bf16'")),
+        ("optimizer.name=adamW", ("optimizer.name", "did you mean 'adamw'")),
+        ("schedule.name=polynomal", ("schedule.name", "did you mean 'polynomial'")),
+        ("objective.semantic_positions=mean", ("objective.semantic_positions", "cls", "all")),
+        ("model.layers.x=3", ("model.layers.x",)),
+        ("extends=demo", ("extends",)),
+        ("train", ("train", "section.key=value")),
+        ("=3", ("=3", "section.key=value")),
+        ("train.steps=[", ("train.steps", "YAML")),
+        ("train=5", ("train", "mapping")),
+        ("train=", ("train", "mapping")),
+    ],
+)
+def test_names_are_checked(override: str, said: tuple[str, ...]) -> None:
+    text = refused(override)
+    assert all(part in text for part in said), text
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("train.steps=many", "a whole number"),
+        ("train.steps=1.5", "a whole number"),
+        ("train.steps=true", "a whole number"),
+        ("train.steps=null", "a whole number"),
+        ("train.steps=[1]", "a whole number"),
+        ("optimizer.lr=fast", "a number"),
+        ("optimizer.lr=true", "a number"),
+        ("optimizer.lr=null", "a number"),
+        ("optimizer.betas=0.9", "a list"),
+        ("optimizer.betas=[0.9]", "a list of 2"),
+        ("optimizer.betas=[0.9, 0.9, 0.9]", "a list of 2"),
+        ("optimizer.betas=[0.9, x]", "a number"),
+        ("objective.kl_global=1", "true or false"),
+        ("objective.kl_global='yes'", "true or false"),
+        ("run.dir=true", "text"),
+        ("run.dir=1.5", "text"),
+        ("run.dir=[a]", "text"),
+        ("run.examples=text [MASK]", "a list"),
+        ("run.examples=[[a]]", "text"),
+        ("model.first_dropped=x", "a whole number"),
+        ("arm=[sctd]", "text"),
+    ],
+)
+def test_types_are_checked(override: str, wanted: str) -> None:
+    text = refused(override)
+    assert override.split("=")[0] in text and wanted in text, text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.keep_ratio=0",
+        "model.keep_ratio=1.5",
+        "model.keep_ratio=-0.5",
+        "model.keep_ratio=.nan",
+        "model.layers=5",
+        "model.layers=0",
+        "model.layers=-2",
+        "model.hidden_size=0",
+        "model.heads=0",
+        "model.heads=7",
+        "model.intermediate_size=0",
+        "model.max_positions=0",
+        "model.vocab_size=-1",
+        "model.dropout=1",
+        "model.dropout=-0.1",
+        "model.attention_dropout=1.0",
+        "model.layer_norm_eps=-1e-12",
+        "model.layer_norm_eps=.nan",
+        "model.initializer_range=-0.02",
+        "model.initializer_range=.nan",
+        "model.full_tail=0",
+        "model.full_tail=12",
+        "model.first_dropped=-1",
+        "model.first_dropped=11",
+        "data.mask_probability=0",
+        "data.mask_probability=0.6",
+        "data.mask_probability=.nan",
+        "objective.interval=0",
+        "objective.interval=-10",
+        "objective.kl_weight=-0.1",
+        "objective.kl_weight=.nan",
+        "objective.kl_weight=.inf",
+        "objective.importance_beta=1",
+        "objective.importance_beta=-0.1",
+        "objective.mlm_drop=false",
+        "optimizer.lr=0",
+        "optimizer.lr=-1",
+        "optimizer.lr=.nan",
+        "optimizer.lr=.inf",
+        "optimizer.betas=[0.9, 1.0]",
+        "optimizer.betas=[-0.1, 0.9]",
+        "optimizer.eps=-1e-6",
+        "optimizer.eps=.nan",
+        "optimizer.weight_decay=-0.01",
+        "optimizer.weight_decay=.nan",
+        "optimizer.clip=-1",
+        "schedule.warmup_steps=-1",
+        "schedule.warmup_steps=250001",
+        "schedule.decay_steps=-1",
+        "schedule.decay_steps=225001",
+        "schedule.power=-1",
+        "schedule.power=.nan",
+        "schedule.final_lr=-1",
+        "schedule.final_lr=.nan",
+        "train.steps=0",
+        "train.stop_at=0",
+        "train.stop_at=250001",
+        "train.batch_size=0",
+        "train.micro_batch_size=0",
+        "train.log_every=0",
+        "train.valid_every=-1",
+        "train.valid_rows=0",
+        "train.save_every=-1",
+        "train.keep_checkpoints=0",
+        "train.zero_stage=3",
+        "train.zero_stage=-1",
+        "run.seed=-1",
+        "run.examples=[no mask]",
+    ],
+)
+def test_ranges_are_checked(override: str) -> None:
+    text = refused(override)
+    assert f"'{override.split('=')[0]}'" in text, text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.keep_ratio=1",
+        "model.keep_ratio=0.01",
+        "model.layers=2",
+        "model.first_dropped=0",
+        "model.first_dropped=10",
+        "model.full_tail=11",
+        "model.dropout=0",
+        "objective.interval=1",
+        "objective.kl_weight=0",
+        "objective.importance_beta=0",
+        "optimizer.clip=0",
+        "optimizer.weight_decay=0",
+        "schedule.warmup_steps=0",
+        "schedule.warmup_steps=250000",
+        "train.stop_at=250000",
+        "train.zero_stage=0",
+        "train.valid_every=0",
+        "data.mask_probability=0.5",
+        "run.seed=0",
+    ],
+)
+def test_limits_are_allowed(override: str) -> None:
+    load_config("bert-base-sctd", [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.dir=2024-13-45",
+        "train.steps=0b_",
+        "train.steps=!!int x",
+        "run.dir=!!timestamp x",
+        "optimizer.lr=!!float y",
+        "optimizer.lr=" + "1" * 400,
+        "train.steps=" + "1" * 5000,
+        "train.steps=" + "[" * 2000,
+        'arm="a\\nb"',
+        "ar\nm=sctd",
+        "arm\n",
+    ],
+    ids=lambda text: text[:24],
+)
+def test_values_that_yaml_itself_stumbles_over(override: str) -> None:
+    refused(override)
+
+
+@pytest.mark.parametrize("known", [("demoo", "demo"), ("bert-base-scdt", "bert-base-sctd"), ("zzz", "known:")])
+def test_unknown_recipes(known: tuple[str, str]) -> None:
+    text = refused(recipe=known[0])
+    assert known[0] in text and known[1] in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a: [",
+        b"- a\n- b\n",
+        b"just text",
+        b"\xff\xfe\x00",
+        b"train: 2024-99-99\n",
+        b"a: \t\x01",
+        b"train: {steps: 0b_}",
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(text)
+    assert "mine.yaml" in refused(recipe=str(tmp_path / "mine.yaml"))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("none.yaml", "folder.yaml"):
+        assert name in refused(recipe=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("stored", [None, [], {"arm": "none"}, {"train": {"steps": 0}}, {"x": 1}, {1: 2}])
+def test_stored_configurations_are_checked_too(stored: Any) -> None:
+    with pytest.raises(UserError):
+        config_from_dict(stored)
+
+
+# ---- fuzz
+
+VALUES = st.one_of(
+    st.integers(-3, 300_000),
+    st.floats(-2, 2),
+    st.sampled_from(
+        ["nan", ".nan", ".inf", "-.inf", "1e400", "1" * 400, "1" * 5000, "0b_", "0x", "1:99", "2024-13-45"]
+    ),
+    st.sampled_from(["null", "~", "true", "off", "{}", "[]", "[[[", "{a: 1}", "[1, 2]", "[0.1, 0.2]", "!!int x", "*a"]),
+    st.sampled_from(["!!timestamp x", "!!float y", "&a [*a]", "{[1]: 2}", "=", "<<", "? a", '"a\\nb"', "'", "@x", "%"]),
+    st.sampled_from([*ARMS, "cls", "all", "bf16", "fp32", "adamw", "wsd", "linear", "['[MASK]']"]),
+    st.text(max_size=12),
+)
+NAMES = st.one_of(
+    st.sampled_from(KEYS),
+    st.sampled_from([*SECTIONS, "extends", "run.", ".run", "a.b.c.d", "train..steps", "train.steps.x", ""]),
+    st.text(max_size=8),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    recipe=st.sampled_from(["demo", "bert-base-sctd", "bert-mini-baseline"]),
+    pairs=st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=3),
+)
+def test_any_override_gives_a_valid_config_or_one_line(recipe: str, pairs: list[tuple[str, Any]]) -> None:
+    try:
+        config = load_config(recipe, [f"{name}={value}" for name, value in pairs])
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1, str(error)
+        return
+    assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
+    assert_types(config)
+    assert 0 < config.model.keep_ratio <= 1 and config.model.layers % 2 == 0 and config.objective.interval >= 1
+    assert config.arm in ARMS and config.train.steps >= 1 and config.optimizer.lr > 0
+
+
+def assert_types(config: Any) -> None:
+    """Each field has the type that it declares, exactly: no bool for an int, no int for a float, no nan."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            assert_types(value)
+        elif hint in (int, float, str, bool):
+            assert type(value) is hint, (name, value)
+            assert hint is not float or not math.isnan(value), name
+        elif value is not None:
+            assert type(value) in (int, tuple), (name, value)
