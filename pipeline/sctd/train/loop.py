@@ -50,8 +50,8 @@ def train(run: Run, progress: Progress) -> Progress:
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
     monitor = Monitor(run.run_dir, run.world, progress.step, cfg.steps)
-    meter, clock, window = LossMeter(run.world.device), Clock(), Window(progress.step)
-    watch = StepWatch(run.engine)
+    meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
+    window = Window(progress)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
@@ -71,48 +71,51 @@ def train(run: Run, progress: Progress) -> Progress:
         window.add(run.flops.row(run.hook.phase(step), run.hook.keep(step)) * cfg.batch_size)
         monitor.advance(step)
 
-        validates = step == last_step or (cfg.valid_every and step % cfg.valid_every == 0)
-        if validates or step % cfg.log_every == 0 or step == 1:
+        validates = step == last_step or is_due(step, cfg.valid_every)
+        if validates or step == 1 or is_due(step, cfg.log_every):
             losses = meter.read()
-            seconds = clock.lap()
-            progress.seconds += seconds
+            progress.seconds = clock.seconds()
             record = {"step": step, "phase": str(run.hook.phase(step)), **losses, "lr": rate}
-            record |= window.read(run, progress, seconds)
-            if validates:
-                record |= validate(
-                    run.engine, run.valid_rows, run.masker, cfg.valid_rows, run.stream.share.micro_batch, run.world
-                )
-                monitor.importance(run.importance, run.tokenizer, step)
-            monitor.log(record)
-            clock.restart()
-        if step == last_step or (cfg.save_every and step % cfg.save_every == 0):
-            progress.seconds += clock.lap()
-            save(run, progress)
-            clock.restart()
+            record |= window.read(run, progress)
+            with clock.paused():
+                if validates:
+                    micro_batch = run.stream.share.micro_batch
+                    record |= validate(run.engine, run.valid_rows, run.masker, cfg.valid_rows, micro_batch, run.world)
+                    monitor.importance(run.importance, run.tokenizer, step)
+                monitor.log(record)
+        if step == last_step or is_due(step, cfg.save_every):
+            progress.seconds = clock.seconds()
+            with clock.paused():
+                save(run, progress)
     monitor.close()
     return progress
 
 
-class Window:
-    """Steps and work since the last log record."""
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at this one."""
+    return every > 0 and step % every == 0
 
-    def __init__(self, step: int) -> None:
-        self._first, self._flops = step, 0.0
+
+class Window:
+    """Work since the last log record."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._step, self._seconds, self._flops = progress.step, progress.seconds, 0.0
 
     def add(self, flops: float) -> None:
         self._flops += flops
 
-    def read(self, run: Run, progress: Progress, seconds: float) -> dict[str, Any]:
+    def read(self, run: Run, progress: Progress) -> dict[str, Any]:
         """The metrics that need a stretch of time, and the counters; starts a new window."""
-        steps = progress.step - self._first
+        steps, seconds = progress.step - self._step, progress.seconds - self._seconds
         length = run.hook.length
-        tokens = steps * run.config.train.batch_size * length
         peak = run.peak_flops and run.peak_flops * run.world.size
+        norm = run.engine.get_global_grad_norm()
         record = {
-            "grad_norm": _grad_norm(run.engine),
+            "grad_norm": None if norm is None else float(norm),
             "samples": progress.cursor,
             "tokens": progress.cursor * length,
-            "tokens_per_s": tokens / seconds,
+            "tokens_per_s": steps * run.config.train.batch_size * length / seconds,
             "mfu": self._flops / seconds / peak if peak else None,
             "seconds": progress.seconds,
             "step_seconds": seconds / steps,
@@ -120,7 +123,7 @@ class Window:
             "keep": run.hook.keep(progress.step) if run.hook.drops else length,
             "ledger": progress.ledger,
         }
-        self._first, self._flops = progress.step, 0.0
+        self._step, self._seconds, self._flops = progress.step, progress.seconds, 0.0
         return record
 
 
@@ -148,8 +151,3 @@ def save(run: Run, progress: Progress) -> Path:
     table = None if run.importance is None else run.importance.state_dict()
     keep = run.config.train.keep_checkpoints
     return checkpoint.save(run.engine, run.run_dir, progress, table, run.identity, run.world, keep)
-
-
-def _grad_norm(engine: DeepSpeedEngine) -> float | None:
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)

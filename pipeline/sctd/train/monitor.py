@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,19 @@ class Monitor:
 
 
 class Clock:
-    """Seconds of training since the last reading; pauses (validation, saving) are taken out."""
+    """Seconds of training, earlier parts of a resumed run included; validation and saving are taken out."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, seconds: float) -> None:
+        self._start = time.perf_counter() - seconds
 
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._start = now - self._start, now
-        return seconds
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
 
-    def restart(self) -> None:
-        self._start = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
 
 
 def _board_name(name: str) -> str:
