@@ -42,17 +42,16 @@ def train(arm: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], entropy: float, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axis, key, label in ((axes[0], "step", "optimizer steps"), (axes[1], "seconds", "seconds of training")):
-        for arm, points in curves.items():
-            losses = [point["valid_loss"] for point in points]
-            axis.plot([point[key] for point in points], losses, ".-", color=ARMS[arm], label=arm)
-        axis.axhline(entropy, color="#999999", lw=0.8, ls=":")
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].annotate("unigram entropy", (0.02, entropy), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-    axes[0].set_ylabel("held-out MLM loss, full path (nats)")
-    axes[0].legend(frameon=False)
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for arm, points in curves.items():
+        losses = [point["valid_loss"] for point in points]
+        axis.plot([point["step"] for point in points], losses, ".-", color=ARMS[arm], label=arm)
+    axis.axhline(entropy, color="#999999", lw=0.8, ls=":")
+    axis.annotate("unigram entropy", (0.02, entropy), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axis.set_xlabel("optimizer steps")
+    axis.set_ylabel("held-out MLM loss, full path (nats)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -68,12 +67,11 @@ def main() -> None:
     corpus = args.work / "corpus"
     subprocess.run([sys.executable, "-m", "sctd", "prepare", *prepare, "--out", corpus], check=True)
     manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
-    keys = ("step", "seconds", "valid_loss", "valid_accuracy")
-    curves, speed = {}, {}
+    keys = ("step", "valid_loss", "valid_accuracy")
+    curves = {}
     for arm in ARMS:
         metrics = train(arm, args)
         curves[arm] = [{key: r[key] for key in keys} for r in metrics if r.get("valid_loss") is not None]
-        speed[arm] = metrics[-1]["tokens"] / metrics[-1]["seconds"]
     entropy = manifest["unigram_entropy"]
     DOCS.mkdir(exist_ok=True)
     draw(curves, entropy, DOCS / "arms.png")
@@ -81,7 +79,7 @@ def main() -> None:
     result = {
         "recipe": "bert-mini", "ranks": args.ranks, "zero_stage": 1, "precision": "fp32", "steps": args.steps,
         "batch": "64x128", "source": Path(args.source).name, "unigram_entropy": entropy,
-        "tokens_per_s": speed, "curves": curves,
+        "curves": curves,
     }  # fmt: skip
     path = write_result(f"arms-{name}", result)
     for arm, points in curves.items():

@@ -270,7 +270,6 @@ def test_types_are_checked(override: str, wanted: str) -> None:
         "objective.kl_weight=.inf",
         "objective.importance_beta=1",
         "objective.importance_beta=-0.1",
-        "objective.mlm_drop=false",
         "optimizer.lr=0",
         "optimizer.lr=-1",
         "optimizer.lr=.nan",
@@ -443,3 +442,19 @@ def assert_types(config: Any) -> None:
             assert hint is not float or not math.isnan(value), name
         elif value is not None:
             assert type(value) in (int, tuple), (name, value)
+
+
+def test_an_objective_without_a_term_is_refused() -> None:
+    terms = [f"objective.{name}=false" for name in ("mlm_drop", "mlm_full", "kl_global", "kl_local")]
+    assert "mlm_drop" in refused(*terms)
+    for left_on in range(4):
+        load_config("bert-base-sctd", terms[:left_on] + terms[left_on + 1 :])
+
+
+def test_extends_by_path_counts_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "base.yaml").write_text("extends: bert-mini-sctd\ntrain: {steps: 1234}\n")
+    (tmp_path / "a" / "mine.yaml").write_text("extends: base.yaml\narm: baseline\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("a/mine.yaml")
+    assert config.train.steps == 1234 and config.arm == "baseline" and config.run.dir == "runs/mine"

@@ -6,6 +6,7 @@ Everything that a run can vary is a field here, is printed by `--print-config` a
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,6 +19,12 @@ from sctd.errors import UserError
 
 ARMS = ("baseline", "token_drop", "sctd", "random_drop", "random_ltd")
 _RECIPES = Path(__file__).parent / "recipes"
+_NOT_NEGATIVE = (
+    "model.vocab_size", "model.layer_norm_eps", "model.initializer_range", "objective.kl_weight", "optimizer.eps",
+    "optimizer.weight_decay", "optimizer.clip", "schedule.power", "schedule.final_lr",
+)  # fmt: skip
+# PyYAML's constructors let these through: 2024-13-45, 0b_, !!int x, !!timestamp x, a thousand brackets.
+_UNREADABLE = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class ModelConfig:
 class ObjectiveConfig:
     interval: int = 10  # F: every F-th optimizer step is an ALIGN step
     kl_weight: float = 0.05  # lambda
+    # The terms of an ALIGN step; a DROP step has the first one alone, whatever is set here.
     mlm_drop: bool = True
     mlm_full: bool = True
     kl_global: bool = True
@@ -173,13 +181,15 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"recipe '{recipe}' extends itself by way of {' -> '.join(seen)}: break the circle")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {path}: must be a mapping of sections, found {type(tree).__name__}")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
+    if str(parent).endswith((".yaml", ".yml")):
+        parent = path.parent / str(parent)  # a path counts from the recipe that names it
     return merge_dicts(_read_recipe(str(parent), (*seen, recipe)), tree)
 
 
@@ -195,16 +205,16 @@ def merge_dicts(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise UserError(f"override '{override}': write it as section.key=value")
+        raise UserError(f"override {override!r}: write it as section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': '{text}' is not a YAML value") from None
+    except _UNREADABLE:
+        raise UserError(f"override {override!r}: its value is not YAML") from None
     *sections, key = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"override '{override}': '{section}' is a value, not a section")
+            raise UserError(f"override {override!r}: {section!r} is a value, not a section")
     tree[key] = value
 
 
@@ -216,7 +226,7 @@ def _build(cls: type, tree: Any, where: str) -> Any:
     for key, value in tree.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise UserError(f"unknown config key '{path}': {nearest(str(key), hints)}")
+            raise UserError(f"unknown config key {path!r}: {nearest(str(key), hints)}")
         hint = hints[key]
         is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         values[key] = _build(hint, value, path) if is_section else _cast(hint, value, path)
@@ -235,7 +245,7 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if hint is str and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
         return "" if value is None else str(value)
@@ -292,10 +302,8 @@ def validate(config: Config) -> None:
         objective.importance_beta,
         "at least 0 and below 1",
     )
-    _require(objective.kl_weight >= 0, "objective.kl_weight", objective.kl_weight, "at least 0")
-    _require(
-        objective.mlm_drop, "objective.mlm_drop", objective.mlm_drop, "true: it is the only loss of a DROP step"
-    ) if config.arm != "baseline" else None
+    terms = (objective.mlm_drop, objective.mlm_full, objective.kl_global, objective.kl_local)
+    _require(any(terms), "objective", "without a term", "given one of mlm_drop, mlm_full, kl_global, kl_local")
     for key in ("steps", "batch_size", "log_every", "valid_rows", "keep_checkpoints"):
         _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
     for key in ("valid_every", "save_every"):
@@ -306,8 +314,18 @@ def validate(config: Config) -> None:
         _require(1 <= train.stop_at <= train.steps, "train.stop_at", train.stop_at, f"in 1..train.steps={train.steps}")
     _require(train.zero_stage in (0, 1, 2), "train.zero_stage", train.zero_stage, "0, 1 or 2")
     _require(config.run.seed >= 0, "run.seed", config.run.seed, "at least 0")
+    for section in ("model", "objective", "optimizer", "schedule"):
+        for name, value in dataclasses.asdict(getattr(config, section)).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+            _require(finite, f"{section}.{name}", value, "finite")
     _require(config.optimizer.lr > 0, "optimizer.lr", config.optimizer.lr, "above 0")
-    _require(config.optimizer.clip >= 0, "optimizer.clip", config.optimizer.clip, "at least 0")
+    betas = config.optimizer.betas
+    _require(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "two numbers from 0 to below 1")
+    for key in _NOT_NEGATIVE:
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        _require(value >= 0, key, value, "at least 0")
     schedule = config.schedule
     _require(
         0 <= schedule.warmup_steps <= train.steps,
@@ -327,7 +345,7 @@ def validate(config: Config) -> None:
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"config key '{key}' is '{value}': {nearest(value, known)}")
+        raise UserError(f"config key '{key}' is {value!r}: {nearest(value, known)}")
 
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:

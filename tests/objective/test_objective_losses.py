@@ -128,6 +128,21 @@ def test_the_eight_ablations(switches: tuple[bool, bool, bool], kl_weight: float
     assert float(reference["kl_global"]) > 1e-3 and float(reference["kl_local"]) > 1e-3
 
 
+@pytest.mark.parametrize(("mlm_full", "kl"), [(True, False), (True, True), (False, True)])
+def test_an_align_step_without_the_dropping_paths_mlm_loss(mlm_full: bool, kl: bool) -> None:
+    """Only ALIGN steps lose the term: it is all that a DROP step has. The table is fed in both."""
+    model = make_model(mlm_drop=False, mlm_full=mlm_full, kl_global=kl, kl_local=kl, kl_weight=0.5)
+    batch = make_batch()
+    loss, parts, _ = run(model, batch, Phase.ALIGN)
+    expected = mlm_full * float(parts["mlm_full"])
+    expected += 0.5 * (float(parts["kl_global"]) + float(parts["kl_local"])) if kl else 0.0
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    model.importance.commit(True)
+    assert (model.importance.scores_V != 10.0).any()
+    loss, parts, _ = run(model, batch, Phase.DROP)
+    assert torch.equal(loss, parts["mlm_drop"])
+
+
 @pytest.mark.parametrize("phase", [Phase.DROP, Phase.FULL])
 def test_other_phases_are_their_mlm_loss_alone(phase: Phase) -> None:
     loss, parts, _ = run(make_model(kl_weight=5.0), make_batch(), phase)

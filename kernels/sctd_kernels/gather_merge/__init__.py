@@ -36,8 +36,8 @@ def merge(hidden_BSD: Tensor, kept_BKD: Tensor, selection: Selection) -> Tensor:
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
-    rows, length, width = hidden_BSD.shape
-    if kept_BKD.shape != (*selection.kept_BK.shape, width) or selection.inverse_BS.shape != (rows, length):
+    fits = hidden_BSD.dim() == 3 and selection.inverse_BS.shape == hidden_BSD.shape[:2]
+    if not fits or kept_BKD.shape != (*selection.kept_BK.shape, hidden_BSD.shape[2]):
         raise ValueError(
             f"merge: hidden {tuple(hidden_BSD.shape)}, kept {tuple(kept_BKD.shape)} and a selection of "
             f"{tuple(selection.kept_BK.shape)} positions do not fit"

@@ -1,5 +1,6 @@
 """Choose the K positions of each row that go through the dropped layers."""
 
+import torch
 from torch import Tensor
 
 from sctd_kernels.dispatch import backend
@@ -38,12 +39,16 @@ def select(
     rows, length = scores_BS.shape
     if not 1 <= keep <= length:
         raise ValueError(f"select: keep must be in 1..S, got keep={keep} for scores of shape {tuple(scores_BS.shape)}")
-    if row_seed_B.shape != (rows,):
-        raise ValueError(f"select: row_seed has shape {tuple(row_seed_B.shape)}, scores {tuple(scores_BS.shape)}")
+    device = scores_BS.device
+    if row_seed_B.shape != (rows,) or row_seed_B.dtype != torch.int64 or row_seed_B.device != device:
+        raise ValueError(
+            f"select: row_seed must be int64 ({rows},) on {device}, got {row_seed_B.dtype} "
+            f"{tuple(row_seed_B.shape)} on {row_seed_B.device} for scores {tuple(scores_BS.shape)}"
+        )
     for name, mask in (("forced_keep", forced_keep_BS), ("forced_drop", forced_drop_BS)):
-        if mask is not None and (mask.shape != scores_BS.shape or mask.device != scores_BS.device):
+        if mask is not None and (mask.shape != scores_BS.shape or mask.device != device or mask.dtype != torch.bool):
             raise ValueError(
-                f"select: {name} is {tuple(mask.shape)} on {mask.device}, "
-                f"scores are {tuple(scores_BS.shape)} on {scores_BS.device}"
+                f"select: {name} must be bool and fit, got {mask.dtype} {tuple(mask.shape)} on {mask.device}, "
+                f"scores are {tuple(scores_BS.shape)} on {device}"
             )
     return _BACKENDS[backend()](scores_BS, keep, row_seed_B, forced_keep_BS, forced_drop_BS)

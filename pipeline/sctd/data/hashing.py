@@ -27,7 +27,7 @@ def hash64(seed: int, stream: int, *counters: U64 | int) -> U64:
     """64 random bits for each combination of the counters (which broadcast)."""
     state = mix64(np.asarray(seed & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64) ^ np.uint64(stream << 56))
     for counter in counters:
-        state = mix64(state ^ mix64(np.asarray(counter, dtype=np.uint64)))
+        state = mix64(state ^ np.asarray(counter, dtype=np.uint64))
     return state
 
 

@@ -63,8 +63,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BQD: Tensor, context_BSD: Tensor, key_mask_BS: Tensor | None) -> Tensor:
-        q = self._split(self.query(x_BQD))
         k, v = (self._split(part) for part in self.key_value(context_BSD).chunk(2, dim=-1))
+        q = self._split(self.query(x_BQD))
         mask = None if key_mask_BS is None else key_mask_BS[:, None, None, :]
         rate = self.dropout if self.training else 0.0
         mixed_BHQd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)

@@ -54,7 +54,14 @@ def from_hf_config(config: BertConfig) -> BertShape:
     Raises:
         UserError: an architecture that this model does not compute (another activation, relative positions, ...).
     """
-    differences = {"hidden_act": "gelu", "type_vocab_size": 2, "model_type": "bert", "is_decoder": False}
+    differences = {
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+        "model_type": "bert",
+        "is_decoder": False,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }
     for key, wanted in differences.items():
         found = getattr(config, key, wanted)
         if found != wanted:
@@ -105,6 +112,8 @@ def load_hf(config: BertConfig, state: dict[str, Tensor]) -> Bert:
         model.load_state_dict(from_hf_state(state, model.shape.layers))
     except KeyError as error:
         raise UserError(f"checkpoint has no weight {error}: it must be a BertForMaskedLM") from None
+    except RuntimeError as error:
+        raise UserError(f"checkpoint's weights do not fit its config.json: {' '.join(str(error).split())}") from None
     return model
 
 

@@ -94,7 +94,7 @@ class PretrainingModel(nn.Module):
 
         if self.training and self.importance is not None and drop is not None:
             self.importance.accumulate(labels, drop.losses_BM)
-        return self._combine(drop, full)
+        return self._combine(drop, full, input_ids)
 
     def _scores(self, ids_BS: Tensor) -> Tensor:
         if self.importance is None:
@@ -116,33 +116,38 @@ class PretrainingModel(nn.Module):
         is_correct_BM = None if self.training else logits_BMV.argmax(-1) == labels_BM
         return PathOutput(hidden_BSD, last, token_losses(logits_BMV, labels_BM), is_correct_BM)
 
-    def _combine(self, drop: PathOutput | None, full: PathOutput | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of method and phase: the mean of the MLM terms plus lambda times the sum of the KL terms."""
-        cfg = self.objective
-        parts: dict[str, Tensor] = {}
-        mlm = []
+    def _combine(
+        self, drop: PathOutput | None, full: PathOutput | None, ids_BS: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of arm and phase: the mean of the MLM terms plus lambda times the sum of the KL terms.
+
+        The switches of the terms speak of ALIGN steps, where both paths are there; one path alone is its MLM loss.
+        """
+        cfg, aligns = self.objective, drop is not None and full is not None
+        parts, mlm, semantic = {}, [], []
         if drop is not None:
             parts["mlm_drop"] = drop.losses_BM.mean()
-            mlm.append(parts["mlm_drop"])
+            mlm += [parts["mlm_drop"]] if cfg.mlm_drop or not aligns else []
         if full is not None:
             parts["mlm_full"] = full.losses_BM.mean()
-            if drop is None or cfg.mlm_full:
-                mlm.append(parts["mlm_full"])
-        loss = sum(mlm[1:], mlm[0]) / len(mlm)
+            mlm += [parts["mlm_full"]] if cfg.mlm_full or not aligns else []
         if drop is not None and full is not None:
             if cfg.kl_global:
-                parts["kl_global"] = self._kl(full.last, drop.last)
-                loss = loss + cfg.kl_weight * parts["kl_global"]
+                parts["kl_global"] = self._kl(full.last, drop.last, ids_BS)
+                semantic.append(parts["kl_global"])
             if cfg.kl_local:
-                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD)
-                loss = loss + cfg.kl_weight * parts["kl_local"]
+                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD, ids_BS)
+                semantic.append(parts["kl_local"])
+        terms = [term / len(mlm) for term in mlm] + [cfg.kl_weight * term for term in semantic]
+        loss = sum(terms[1:], terms[0])
         if full is not None and full.is_correct_BM is not None:
             parts["accuracy"] = full.is_correct_BM.float().mean()
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
 
-    def _kl(self, teacher_BTD: Tensor, student_BTD: Tensor) -> Tensor:
+    def _kl(self, teacher_BTD: Tensor, student_BTD: Tensor, ids_BS: Tensor) -> Tensor:
         if self.objective.detach_teacher:
             teacher_BTD = teacher_BTD.detach()
         if self.objective.semantic_positions == "cls":
-            teacher_BTD, student_BTD = teacher_BTD[:, :1], student_BTD[:, :1]
-        return hidden_kl(teacher_BTD.flatten(0, 1), student_BTD.flatten(0, 1))
+            return hidden_kl(teacher_BTD[:, 0], student_BTD[:, 0])
+        assert self.dropping is not None
+        return hidden_kl(teacher_BTD.flatten(0, 1), student_BTD.flatten(0, 1), (ids_BS != self.dropping.pad).flatten())
