@@ -10,12 +10,12 @@ AdamW, the same batch. Peak memory is that of a process of its own which runs tw
 import argparse
 import json
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -122,7 +122,9 @@ def print_peak_memory(arm: str, rows: int, length: int, layers: int) -> None:
     if DEVICE.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        # Not ru_maxrss: a child starts with its parent's.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10)
 
 
 def table(sizes: dict[str, dict[str, dict[str, float]]]) -> str:

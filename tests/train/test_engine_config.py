@@ -75,7 +75,17 @@ def test_the_json_wins_and_the_configuration_says_so() -> None:
     assert resolved.train.precision == "bf16" and resolved.train.zero_stage == 2
     assert resolved.optimizer.clip == 0.5 and resolved.optimizer.lr == 0.25
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
-    assert merged["optimizer"]["type"] == "Adam" and "data_types" not in merged
+    assert merged["optimizer"]["type"] == "Adam"
+
+
+def test_gradients_are_summed_in_float32_unless_the_json_says_otherwise() -> None:
+    bf16 = {"bf16": {"enabled": True}}
+    assert resolve(config(), bf16, 1)[1]["data_types"] == {"grad_accum_dtype": "fp32"}
+    asked = resolve(config(), {**bf16, "data_types": {"grad_accum_dtype": "bf16"}}, 1)[1]
+    assert asked["data_types"] == {"grad_accum_dtype": "bf16"}
+    autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    resolved, merged = resolve(config(), autocast, 1)
+    assert resolved.train.precision == "bf16" and "bf16" not in merged and "data_types" not in merged
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -9,6 +9,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from sctd.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -26,8 +28,12 @@ def init_world() -> World:
     """Join the process group of the launcher (`deepspeed`, `torchrun`), or form a group of one.
 
     NCCL on GPUs, gloo elsewhere.
+
+    Raises:
+        UserError: started as several tasks by something that does not number them.
     """
     if "RANK" not in os.environ:
+        _refuse_other_launchers()
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -43,6 +49,13 @@ def init_world() -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def _refuse_other_launchers() -> None:
+    """Several tasks that do not know of each other would all train, and write, the same run."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if int(os.environ.get(name, "1")) > 1:
+            raise UserError(f"{name} is {os.environ[name]}, but RANK is not set: start with deepspeed or torchrun")
 
 
 def barrier() -> None:

@@ -75,7 +75,7 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     }
     if config.optimizer.name == "apex_lamb":
         base["zero_allow_untested_optimizer"] = True
-    if not any(key in user for key in _PRECISION_KEYS):
+    if "torch_autocast" not in user and not (stage == 0 and any(key in user for key in _PRECISION_KEYS)):
         base |= _precision_block(precision, stage)
     return config, merge_dicts(base, user)
 
