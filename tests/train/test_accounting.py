@@ -45,9 +45,9 @@ def test_cost_of_token_dropping(shape: BertShape, length: int, ratio: float) -> 
 def test_cost_of_sctd(shape: BertShape) -> None:
     flops = make(shape, 512, targets=0)
     full, drop, align = (flops.row(phase, 256) for phase in (Phase.FULL, Phase.DROP, Phase.ALIGN))
-    assert (9 * drop + align) / 10 / full == pytest.approx(0.804, abs=0.01)
+    assert (9 * drop + align) / 10 / full == pytest.approx(0.797, abs=0.005)  # 0.804, less a layer on half the tokens
     assert (9 * drop + (drop + full)) / 10 / full == pytest.approx(0.846, abs=0.003)  # the trunk run twice
-    assert align / full == pytest.approx(1.33, abs=0.05)
+    assert align / full == pytest.approx(1.26, abs=0.03)
 
 
 def test_a_short_last_layer_saves_3_to_6_percent() -> None:

@@ -74,6 +74,7 @@ class TokenDropping:
         row_seed_B: Tensor,
         keep: int,
         key_mask_BS: Tensor | None = None,
+        first_BSD: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) -> (B, S, D).
 
@@ -83,6 +84,8 @@ class TokenDropping:
             row_seed_B: int64, orders ties.
             keep: K.
             key_mask_BS: True where a token may be attended to.
+            first_BSD: output of `layers[0]` at all positions, where the caller has it. Its kept rows are what that
+                layer would compute here, queries being independent of each other, so it does not run again.
         """
         if self.per_layer:
             for number, layer in enumerate(layers):
@@ -91,9 +94,11 @@ class TokenDropping:
             return hidden_BSD
 
         selection = select(scores_BS, keep, row_seed_B, self._forced(ids_BS), ids_BS == self.pad)
-        kept_BKD = gather(hidden_BSD, selection)
         kept_mask_BK = None if key_mask_BS is None else key_mask_BS.gather(1, selection.kept_BK)
-        kept_BKD = layers[0](kept_BKD, hidden_BSD, key_mask_BS)
+        if first_BSD is None:
+            kept_BKD = layers[0](gather(hidden_BSD, selection), hidden_BSD, key_mask_BS)
+        else:
+            kept_BKD = gather(first_BSD, selection)
         for layer in layers[1:]:
             kept_BKD = layer(kept_BKD, key_mask_BS=kept_mask_BK)
         return merge(hidden_BSD, kept_BKD, selection)

@@ -1,8 +1,11 @@
 """The module that the engine wraps: one forward computes the loss of one micro-batch in its phase.
 
-The paths share the embeddings and the trunk. The last layer updates only the positions that a loss looks at ([CLS]
-and the predicted ones; keys and values come from all): nothing else leaves the network, so nothing is lost. With
-`semantic_positions: all` the alignment looks at every position and the last layer is computed in full.
+The paths share the embeddings and the trunk, and the first of the middle layers, whose kept rows are the same in both:
+its queries are the kept tokens, its keys and values come from all of them.
+
+The last layer updates only the positions that a loss looks at ([CLS] and the predicted ones; keys and values come
+from all): nothing else leaves the network, so nothing is lost. With `semantic_positions: all` the alignment looks at
+every position and the last layer is computed in full.
 
 Legend: B rows, S positions, M predicted positions, Q = 1 + M output positions, D hidden size.
 """
@@ -79,18 +82,19 @@ class PretrainingModel(nn.Module):
         for layer in self.bert.layers[: self.plan.first_dropped]:
             trunk_BSD = layer(trunk_BSD)
 
-        drop = full = None
+        middle = self.bert.layers[self.plan.middle]
+        drop = full = first_BSD = None
+        if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
+            first_BSD = middle[0](trunk_BSD)
+            full_BSD = first_BSD
+            for layer in middle[1:]:
+                full_BSD = layer(full_BSD)
+            full = self._tail(full_BSD, positions, labels)
         if phase is not Phase.FULL:
             assert self.dropping is not None, "a dropping phase needs a dropping arm"
             scores_BS = self._scores(input_ids)
-            middle = self.bert.layers[self.plan.middle]
-            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_BS, row_seed, keep)
+            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_BS, row_seed, keep, first_BSD=first_BSD)
             drop = self._tail(merged_BSD, positions, labels)
-        if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
-            full_BSD = trunk_BSD
-            for layer in self.bert.layers[self.plan.middle]:
-                full_BSD = layer(full_BSD)
-            full = self._tail(full_BSD, positions, labels)
 
         if self.training and self.importance is not None and drop is not None:
             self.importance.accumulate(labels, drop.losses_BM)

@@ -40,12 +40,13 @@ class StepFlops:
         tail += self._layer(self.outputs, self.length) + self._head()
         middle = self.plan.layers - self.plan.first_dropped - self.plan.full_tail
         full_path = middle * self._layer(self.length, self.length) + tail
-        first_context = keep if self.per_layer else self.length
-        drop_path = self._layer(keep, first_context) + (middle - 1) * self._layer(keep, keep) + tail
+        first = self._layer(keep, keep if self.per_layer else self.length)
+        drop_path = first + (middle - 1) * self._layer(keep, keep) + tail
         paths = {
             Phase.FULL: full_path,
             Phase.DROP: drop_path,
-            Phase.ALIGN: drop_path + (full_path if self.align_full else 0.0),
+            # The full path's first middle layer serves the dropping path too.
+            Phase.ALIGN: full_path + drop_path - first if self.align_full else drop_path,
         }
         return 3.0 * (trunk + paths[phase])
 
