@@ -156,7 +156,7 @@ def test_kl_terms_compare_the_right_states(where: str) -> None:
     model, states = make_model(semantic_positions=where), []
     model.bert.layers[-1].register_forward_hook(lambda module, args, out: states.append((args[-1], out)))
     _, parts = model(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
-    (drop_before, drop_last), (full_before, full_last) = (
+    (full_before, full_last), (drop_before, drop_last) = (
         (before.detach().numpy(), last.detach().numpy()) for before, last in states
     )
     assert drop_before.shape == full_before.shape == (3, LENGTH, 32)
@@ -176,7 +176,7 @@ def test_all_positions_are_those_that_hold_a_token() -> None:
     model, states = make_model(semantic_positions="all"), []
     model.bert.layers[-1].register_forward_hook(lambda module, args, out: states.append(out.detach().numpy()))
     _, parts = model(**batch, phase=Phase.ALIGN, keep=KEEP)
-    drop_last, full_last = states
+    full_last, drop_last = states
     assert float(parts["kl_global"]) == pytest.approx(numpy_kl(full_last[:, :20], drop_last[:, :20]).mean(), rel=1e-5)
 
 
@@ -201,20 +201,21 @@ def test_full_path_receives_its_own_mlm_gradient() -> None:
 @pytest.mark.parametrize("where", ["cls", "all"])
 @pytest.mark.parametrize("detach", [True, False])
 def test_teacher_gets_kl_gradient_only_if_not_detached(detach: bool, where: str) -> None:
-    """With its MLM term off, the full path takes part through KL alone."""
+    """With its MLM term off, the full path takes part through KL alone; its first middle layer serves both paths."""
     model, outputs = make_model(mlm_full=False, detach_teacher=detach, semantic_positions=where), []
     for layer in model.bert.layers[model.plan.middle]:
         layer.register_forward_hook(lambda module, args, out: outputs.append(out))
     loss, _ = model(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
-    student = [out for out in outputs if out.shape[1] == KEEP]
-    teacher = [out for out in outputs if out.shape[1] == LENGTH]
-    assert len(student) == len(teacher) == 2
-    grads = torch.autograd.grad(loss, teacher + student, allow_unused=True)
+    assert [out.shape[1] for out in outputs] == [LENGTH, LENGTH, KEEP]
+    shared, teacher, student = torch.autograd.grad(loss, outputs, allow_unused=True)
+    dropped_B = (shared.abs().amax(-1) == 0).sum(-1)
     if detach:
-        assert grads[0] is None and grads[1] is None
+        assert teacher is None
+        assert dropped_B.tolist() == [LENGTH - KEEP] * 3  # the shared layer hears from the student's rows alone
     else:
-        assert grads[0].abs().max() > 1e-6 and grads[1].abs().max() > 1e-6
-    assert grads[2].abs().max() > 1e-6 and grads[3].abs().max() > 1e-6
+        assert teacher.abs().max() > 1e-6
+        assert dropped_B.tolist() == [0] * 3
+    assert shared.abs().max() > 1e-6 and student.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("term", ["kl_global", "kl_local"])
