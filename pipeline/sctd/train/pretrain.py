@@ -79,7 +79,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
         progress = _restore(run, path)
         say(f"resuming {run_dir} at step {progress.step} ({path.name})")
     if progress.step >= (config.train.stop_at or config.train.steps):
-        say(f"{run_dir} has reached step {progress.step} already: raise train.stop_at or train.steps to go on")
+        say(f"{run_dir} is at step {progress.step} already, nothing to train")
     else:
         _introduce(run, manifest, say)
         progress = train(run, progress)
