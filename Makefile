@@ -3,23 +3,27 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CONSTRAINTS ?= constraints.txt
 RUNS ?= runs
 ARGS ?=
 TESTS ?=
+
+# Called again, `make pretrain` continues the run that is there.
+RESUME = $(if $(wildcard $(RUNS)/demo/checkpoints/latest),--resume)
 
 .PHONY: pretrain test lint clean
 .DELETE_ON_ERROR:
 
 # torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time.
-.venv/ready: setup.py constraints.txt
+.venv/ready: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --no-build-isolation -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 pretrain: .venv/ready
 	$(BIN)/sctd prepare --source embedded --vocab-size 4096 --seq-len 128 --valid-fraction 0.05 --out $(RUNS)/demo-corpus
-	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(ARGS)
+	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(RESUME) $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest $(TESTS)

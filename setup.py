@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"sctd": "pipeline/sctd", "sctd_kernels": "kernels/sctd_kernels"},
     packages=find_packages("pipeline") + find_packages("kernels"),
-    package_data={"sctd": ["recipes/*.yaml"]},
+    package_data={"sctd": ["recipes/*.yaml", "py.typed"], "sctd_kernels": ["py.typed"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19,<0.20",

@@ -82,6 +82,38 @@ def test_tokenizer_or_shard_that_does_not_match(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_shard_altered_in_place(
+    capsys: pytest.CaptureFixture[str], corpus: Path, recipe: Path, tmp_path: Path
+) -> None:
+    altered = tmp_path / "altered"
+    shutil.copytree(corpus, altered)
+    data = bytearray((altered / "valid-00000.npy").read_bytes())
+    data[-1] ^= 1
+    (altered / "valid-00000.npy").write_bytes(data)
+    line = refused(capsys, "pretrain", recipe, f"data.corpus={altered}", f"run.dir={tmp_path / 'run'}")
+    assert "valid-00000.npy" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, "pretrain", recipe, f"run.dir={tmp_path / 'file' / 'run'}")
+    assert str(tmp_path / "file") in line
+
+
+def test_kernels_that_this_build_does_not_have(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCTD_KERNELS", "abacus")
+    done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "SCTD_KERNELS=abacus" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_json_with_an_unknown_key(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "bucket": 5}}')
+    done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}", "--deepspeed_config", tmp_path / "ds.json")
+    assert done.returncode == 2 and "'bucket'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_vocabulary_smaller_than_a_token_id_and_rows_too_long(
     capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +205,10 @@ def test_print_config_shows_the_merged_result(capsys: pytest.CaptureFixture[str]
     assert main(["pretrain", "bert-large-sctd", "model.keep_ratio=0.25", "--print-config"]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)
     assert tree["arm"] == "sctd" and tree["model"]["keep_ratio"] == 0.25 and tree["model"]["layers"] == 24
+    path = str(ROOT / "ds_configs" / "zero2_fp16.json")
+    assert main(["pretrain", "demo", "--deepspeed_config", path, "--print-config"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert tree["train"]["precision"] == "fp16" and tree["train"]["zero_stage"] == 2
 
 
 def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,13 @@ def test_all_commands_are_tested_here() -> None:
     ]  # fmt: skip
 
 
+def test_no_placeholder_is_left_and_every_linked_file_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"RESULT_|ARMS_|TODO|TBD", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
 def test_make_pretrain(tmp_path: Path) -> None:
     """The whole main job, with fewer steps."""
     make = f"make -o .venv/ready BIN={Path(sys.executable).parent} RUNS={tmp_path}"

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,11 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parse(argv)
         args.call(args)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"sctd: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (UserError, OSError) as error:  # of the file system's errors all have a cause outside the program
+        _report(" ".join(str(error).split()))
         return 2
     return 0
+
+
+def _report(message: str) -> None:
+    """One line for one mistake: what all ranks find, rank 0 says; what one of them finds, it says after a while."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)  # when rank 0 has said it, its launcher has ended this process by now
+        message = f"rank {rank}: {message}"
+    print(f"sctd: error: {message}", file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,6 +108,12 @@ def _prepare(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
     if args.print_config:
+        if args.deepspeed_config:
+            from sctd.train.engine import read_deepspeed_json, resolve
+
+            config, _ = resolve(
+                config, read_deepspeed_json(args.deepspeed_config), int(os.environ.get("WORLD_SIZE", 1))
+            )
         print(to_yaml(config), end="")
         return
     from sctd.train.pretrain import pretrain
@@ -109,4 +124,5 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from sctd.train.export import export_run
 
-    print(f"exported {export_run(args.run, args.out)}")
+    export_run(args.run, args.out)
+    print(f"exported {args.out}")

@@ -75,7 +75,13 @@ def test_the_json_wins_and_the_configuration_says_so() -> None:
     assert resolved.train.precision == "bf16" and resolved.train.zero_stage == 2
     assert resolved.optimizer.clip == 0.5 and resolved.optimizer.lr == 0.25
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
-    assert merged["optimizer"]["type"] == "Adam"
+    assert merged["optimizer"] == {
+        "type": "Adam",
+        "params": {"lr": 0.25, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01},
+    }
+    assert merged["timers"] == {"throughput": {"enabled": False}}
+    with pytest.raises(UserError, match="optimizer.lr"):
+        resolve(config(), {"optimizer": {"type": "Adam", "params": {"lr": -1}}}, 1)
 
 
 def test_gradients_are_summed_in_float32_unless_the_json_says_otherwise() -> None:
@@ -114,9 +120,16 @@ def test_combinations_that_are_refused(user: dict[str, Any], words: str) -> None
 def test_json_files(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "gradient_clipping": 1.0}))
-    assert read_deepspeed_json(str(path)) == {"bf16": {}, "gradient_clipping": 1.0}
+    user = read_deepspeed_json(str(path))
+    assert user == {"gradient_clipping": 1.0}
+    assert resolve(config(precision="bf16"), user, 1)[0].train.precision == "bf16"
     assert read_deepspeed_json(None) == {}
-    for text, words in (("{", "not valid JSON"), ("[]", "must be a JSON object")):
+    for text, words in (
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"bf16": true}', "'bf16' must be an object"),
+        ('{"optimizer": "Adam"}', "'optimizer' must be an object"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=words):
             read_deepspeed_json(str(path))

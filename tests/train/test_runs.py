@@ -150,6 +150,28 @@ def test_resume_takes_the_newest_whole_checkpoint(recipe: Path, finished: Path, 
     assert_same_run(finished, run_dir)
 
 
+def test_a_damaged_checkpoint_never_pushes_out_a_whole_one(recipe: Path, tmp_path: Path) -> None:
+    """With room for one, the newest torn and passed over: what is saved next must stay, and is what `latest` names."""
+    run_dir = tmp_path / "run"
+    common = ["train.keep_checkpoints=1", "train.valid_rows=2"]
+    train(recipe, run_dir, *common, "train.stop_at=3")
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "step-00000003", folder / "step-00000009")
+    (folder / "step-00000009" / "manifest.json").write_text("{}")
+    done = train(recipe, run_dir, *common, "train.stop_at=5", "--resume")
+    assert "step-00000009 is damaged" in done.stdout
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000005"]
+    assert (folder / "latest").read_text() == "step-00000005\n"
+
+
+def test_a_finished_run_can_be_called_again(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", "train.steps=2", "train.valid_rows=2")
+    before = weights(tmp_path / "run")
+    done = train(recipe, tmp_path / "run", "train.steps=2", "train.valid_rows=2", "--resume")
+    assert "nothing to train" in done.stdout
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
 def test_old_checkpoints_are_pruned_and_latest_points_at_the_newest(recipe: Path, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run", "train.save_every=2", "train.keep_checkpoints=3")
     folder = tmp_path / "run" / "checkpoints"

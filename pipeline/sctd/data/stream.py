@@ -27,6 +27,8 @@ class Rows:
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
         shards = manifest.splits[split].shards
+        if not shards:
+            raise UserError(f"corpus {folder} has no {split} rows: prepare it again")
         self._shards = [np.load(folder / shard.file, mmap_mode="r", allow_pickle=False) for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         for shard, array in zip(shards, self._shards, strict=True):

@@ -36,11 +36,12 @@ class ImportanceTable:
 
     @torch.no_grad()
     def accumulate(self, labels: Tensor, losses: Tensor) -> None:
-        """Add a micro-batch: original ids and the cross-entropy in nats of each predicted position."""
-        ids = labels.flatten()
-        fixed = (losses.detach().flatten().double().nan_to_num(0.0).clamp(0.0, _MAX_LOSS) * _SCALE).round().long()
+        """Add a micro-batch: original ids and cross-entropy in nats of the predicted positions; finite ones count."""
+        ids, values = labels.flatten(), losses.detach().flatten().double()
+        counts = values.isfinite()
+        fixed = (values.where(counts, 0.0).clamp(0.0, _MAX_LOSS) * _SCALE).round().long()
         self._sum_count_2V[0].index_add_(0, ids, fixed)
-        self._sum_count_2V[1].index_add_(0, ids, torch.ones_like(ids))
+        self._sum_count_2V[1].index_add_(0, ids, counts.long())
 
     @torch.no_grad()
     def commit(self, applied: bool) -> None:

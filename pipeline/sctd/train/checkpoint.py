@@ -80,8 +80,7 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _write_atomically(folder / "latest", name + "\n")
-        for old in _by_age(folder)[keep:]:
-            shutil.rmtree(old)
+        _prune(folder, name, keep)
     barrier()
     return folder / name
 
@@ -110,7 +109,7 @@ def newest_whole(run_dir: Path, log: Any = print) -> Path:
         log(f"checkpoint {path} is damaged ({damage}): passed over")
     if candidates:
         raise UserError(f"none of the {len(candidates)} checkpoints in {folder} is whole: restore one from a backup")
-    raise UserError(f"no checkpoint in {folder}: start the run without --resume, in a run.dir of its own")
+    raise UserError(f"no checkpoint in {folder}: remove the folder of the run and start it without --resume")
 
 
 def agree_on_checkpoint(run_dir: Path, world: World) -> Path:
@@ -138,16 +137,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def verify(path: Path) -> str | None:
     """None for a whole checkpoint, else what is wrong with it."""
     try:
-        files = read_manifest(path)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in read_manifest(path)["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
-    for name, entry in files.items():
+    for name, (size, sha256) in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}"
-        if _sha256(file) != entry["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+        if _sha256(file) != sha256:
             return f"{name} has another sha256"
     return None
 
@@ -166,6 +165,14 @@ def _fp32_weights(engine: DeepSpeedEngine, world: World) -> dict[str, Tensor]:
         if world.is_main:
             weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
     return weights
+
+
+def _prune(folder: Path, newest: str, keep: int) -> None:
+    """Keep `keep` checkpoints up to the one just written. Later ones are damaged, or training would not be here."""
+    checkpoints = _by_age(folder)
+    written = checkpoints.index(folder / newest)
+    for old in [*checkpoints[:written], *checkpoints[written + keep :], *folder.glob(".step-*.tmp")]:
+        shutil.rmtree(old)
 
 
 def _by_age(folder: Path) -> list[Path]:

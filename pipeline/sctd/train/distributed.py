@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from sctd.errors import UserError
 
@@ -16,7 +17,6 @@ from sctd.errors import UserError
 class World:
     rank: int
     size: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -38,7 +38,7 @@ def init_world() -> World:
     # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
+    if get_accelerator().device_name() == "cuda":  # DeepSpeed's word, which DS_ACCELERATOR overrules
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
@@ -48,7 +48,7 @@ def init_world() -> World:
         # minute, for reductions whose order gloo fixes anyway.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    return World(dist.get_rank(), dist.get_world_size(), device)
 
 
 def _refuse_other_launchers() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from pydantic import ValidationError
 from torch import nn
 
-from sctd.config import Config, merge_dicts
+from sctd.config import Config, merge_dicts, validate
 from sctd.errors import UserError
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train.distributed import World
@@ -36,12 +37,21 @@ def read_deepspeed_json(path: str | None) -> dict[str, Any]:
         raise UserError(f"DeepSpeed config {path}: not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"DeepSpeed config {path}: must be a JSON object, found {type(tree).__name__}")
+    for section in (*_PRECISION_KEYS, "zero_optimization", "optimizer", "scheduler"):
+        if not isinstance(tree.get(section, {}), dict):
+            raise UserError(f"DeepSpeed config {path}: '{section}' must be an object, found {tree[section]!r}")
+    if not isinstance(tree.get("optimizer", {}).get("params", {}), dict):
+        raise UserError(f"DeepSpeed config {path}: 'optimizer.params' must be an object")
     return _without_auto(tree)
 
 
 def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in tree.items() if value != "auto"}
-    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    kept: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _without_auto(value) if isinstance(value, dict) else value
+        if value != "auto" and (inner != {} or value == {}):  # a section of nothing but `auto` says nothing
+            kept[key] = inner
+    return kept
 
 
 def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Config, dict[str, Any]]:
@@ -58,21 +68,26 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
         raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1 or 2")
     precision = _precision(config, user, stage)
     clip = user.get("gradient_clipping", config.optimizer.clip)
-    params = user.get("optimizer", {}).get("params", {})
-    rate, decay = params.get("lr", config.optimizer.lr), params.get("weight_decay", config.optimizer.weight_decay)
+    optimizer = config.optimizer
+    shared = {key: getattr(optimizer, key) for key in ("lr", "betas", "eps", "weight_decay")}
+    params = shared | user.get("optimizer", {}).get("params", {})
     config = replace(
         config,
         train=replace(config.train, batch_size=total, micro_batch_size=micro, precision=precision, zero_stage=stage),
-        optimizer=replace(config.optimizer, clip=clip, lr=rate, weight_decay=decay),
+        optimizer=replace(optimizer, clip=clip, **{key: params[key] for key in shared}),
     )
+    validate(config)
     base: dict[str, Any] = {
         "train_batch_size": total,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it would synchronise the device twice a micro-step
         "zero_optimization": {"stage": stage},
     }
+    if user.get("optimizer", {}).get("type") in ("Adam", "AdamW"):
+        base["optimizer"] = {"params": {key: params[key] for key in shared}}
     if config.optimizer.name == "apex_lamb":
         base["zero_allow_untested_optimizer"] = True
     if "torch_autocast" not in user and not (stage == 0 and any(key in user for key in _PRECISION_KEYS)):
@@ -134,9 +149,14 @@ def build_engine(
     """`deepspeed.initialize` with the run's optimizer, and the hybrid schedule as a forward pre-hook."""
     groups = list(_parameter_groups(model, config.optimizer.weight_decay))
     optimizer = None if "optimizer" in ds_config else _optimizer(groups, config, world.device)
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"DeepSpeed config: {error.title}, '{where}': {first['msg']}") from None
     engine.register_forward_pre_hook(hook, with_kwargs=True)
     return engine
 
@@ -172,9 +192,15 @@ def _optimizer(groups: list[dict[str, Any]], config: Config, device: torch.devic
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **common)
     if cfg.name == "deepspeed_adamw":
-        if device.type == "cuda":
-            return deepspeed.ops.adam.FusedAdam(groups, adam_w_mode=True, **common)
-        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+        try:
+            if device.type == "cuda":
+                return deepspeed.ops.adam.FusedAdam(groups, adam_w_mode=True, **common)
+            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+        except (ImportError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"optimizer.name is deepspeed_adamw, but DeepSpeed cannot compile it here ({error}): install a C++ "
+                "compiler (on GPUs also nvcc), or use optimizer.name=adamw"
+            ) from None
     try:
         from apex.optimizers import FusedAdam, FusedLAMB
     except ImportError:

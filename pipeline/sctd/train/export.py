@@ -31,9 +31,9 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
     """
     model = config.model
     vocab = model.vocab_size or manifest.vocab_size
-    if vocab <= manifest.max_token_id:
+    if vocab < manifest.vocab_size:
         raise UserError(
-            f"model.vocab_size is {vocab}, but the corpus holds token id {manifest.max_token_id}: "
+            f"model.vocab_size is {vocab}, but the tokenizer has token ids up to {manifest.vocab_size - 1}: "
             f"set it to {manifest.vocab_size}, or to 0 to take the tokenizer's"
         )
     if manifest.seq_len > model.max_positions:
@@ -70,13 +70,13 @@ def read_run(run_dir: Path) -> Config:
     return config_from_dict(tree)
 
 
-def export_run(run_dir: Path, out: Path) -> Path:
+def export_run(run_dir: Path, out: Path) -> None:
     """Write the newest whole checkpoint of a run to `out` as a `BertForMaskedLM` folder.
 
     Raises:
         UserError: no run, no whole checkpoint, or an `out` that holds something else.
     """
-    config = read_run(run_dir)
+    config, out = read_run(run_dir), out.resolve()
     _require_free(out)
     path = checkpoint.newest_whole(run_dir)
     corpus = run_dir / CORPUS_COPY
@@ -97,7 +97,6 @@ def export_run(run_dir: Path, out: Path) -> Path:
     (temporary / "README.md").write_text(_model_card(config, manifest, step, run_dir), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
-    return out
 
 
 def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]:

@@ -49,7 +49,7 @@ def train(run: Run, progress: Progress) -> Progress:
     """Train from `progress` to `train.stop_at`, logging, validating and saving on the way."""
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
-    monitor = Monitor(run.run_dir, run.world, progress.step, cfg.steps)
+    monitor = Monitor(run.run_dir, run.world, progress.step, last_step)
     meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
     window = Window(progress)
     run.engine.train()
@@ -142,7 +142,7 @@ def set_learning_rate(run: Run, step: int) -> float:
 
 
 def extend_ledger(ledger: str, stream: TrainStream, cursor: int) -> str:
-    """Rolling hash of the corpus rows trained on: equal ledgers mean equal data in equal order."""
+    """Rolling hash of the rows trained on, begun with the corpus' own: equal ledgers, equal data in equal order."""
     rows = stream.sample_rows(cursor)
     return hashlib.sha256(ledger.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
 

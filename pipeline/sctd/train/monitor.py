@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sctd.objective.importance import ImportanceTable
+from sctd.objective.importance import INITIAL, ImportanceTable
 from sctd.train.distributed import World
 
 LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
-_ROOT_KEYS = {"loss", "mlm_drop", "mlm_full", "kl_global", "kl_local"}
 
 
 class LossMeter:
@@ -106,9 +105,9 @@ class Monitor:
             return
         scores = table.scores_V.cpu()
         self._board.add_histogram("importance/scores", scores, step)
-        order = scores.argsort(stable=True).tolist()
-        moved = [token for token in order if scores[token] != scores.max()] or order
-        for name, ids in (("highest", moved[::-1][:top]), ("lowest", moved[:top])):
+        order = scores.argsort(stable=True)
+        seen = order[scores[order] != INITIAL].tolist()
+        for name, ids in (("highest", seen[::-1][:top]), ("lowest", seen[:top])):
             rows = "\n".join(f"| `{tokenizer.id_to_token(token)}` | {scores[token]:.3f} |" for token in ids)
             self._board.add_text(f"importance/{name}", f"| token | score |\n|---|---|\n{rows}", step)
 
@@ -136,8 +135,6 @@ class Clock:
 
 
 def _board_name(name: str) -> str:
-    if name in _ROOT_KEYS:
-        return f"train/{name}"
     if name.startswith("valid_"):
         return f"valid/{name.removeprefix('valid_')}"
     return f"{'speed' if name in ('tokens_per_s', 'mfu', 'seconds', 'step_seconds') else 'train'}/{name}"

@@ -1,8 +1,10 @@
 """From a configuration to a trained, exported model: builds every part of a run and hands them to the loop."""
 
 import dataclasses
+import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +35,9 @@ from sctd.train.engine import build_engine, read_deepspeed_json, resolve
 from sctd.train.export import CORPUS_COPY, bert_shape, export_run, fill_mask, read_run
 from sctd.train.loop import Run, train
 from sctd.train.monitor import format_seconds, read_metrics
+from sctd_kernels import backend
 
+DEEPSPEED_COPY = "deepspeed.json"  # the merged DeepSpeed configuration, kept with the run
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Keys that may differ when a run is resumed: they change when and what is reported, not what is computed.
 _FREE_AT_RESUME = {
@@ -57,22 +61,26 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     if not config.data.corpus:
         raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
     manifest = read_manifest(corpus)
-    verify_shards(corpus, manifest, full=False)
+    verify_shards(corpus, manifest, full=os.environ.get("RANK", "0") == "0")  # one rank hashes, all look at sizes
     tokenizer = load_corpus_tokenizer(corpus, manifest)
     shape = bert_shape(config, manifest)
     run_dir = Path(config.run.dir)
     _check_run_dir(run_dir, resume)
+    try:
+        backend()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     world = init_world()
     say = print if world.is_main else _silent
     config, ds_config = resolve(config, user_json, world.size)
     if resume:
-        _check_same_run(config, read_run(run_dir))
+        _check_same_run(config, ds_config, run_dir)
     path = checkpoint.agree_on_checkpoint(run_dir, world) if resume else None
 
     run = _build(config, ds_config, world, shape, corpus, manifest, tokenizer)
-    progress = Progress()
+    progress = Progress(ledger=run.identity["data"])
     if path is None:
         _start_run_dir(run_dir, config, ds_config, world)
     else:
@@ -85,10 +93,9 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
         progress = train(run, progress)
         say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
     barrier()
+    dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
     if world.is_main:
         _finish(run_dir, config, manifest, say)
-    barrier()
-    dist.destroy_process_group()
 
 
 def _build(
@@ -167,7 +174,8 @@ def _masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> Masker:
 
 
 def _data_hash(manifest: Manifest) -> str:
-    return manifest.splits["train"].shards[0].sha256[:16] + f"-{manifest.splits['train'].rows}"
+    hashes = "".join(shard.sha256 for shard in manifest.splits["train"].shards)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
@@ -179,14 +187,22 @@ def _check_run_dir(run_dir: Path, resume: bool) -> None:
         raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
 
 
-def _check_same_run(config: Config, stored: Config) -> None:
-    new, old = (_flat(dataclasses.asdict(item)) for item in (config, stored))
+def _check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> None:
+    new, old = (_flat(dataclasses.asdict(item)) for item in (config, read_run(run_dir)))
+    before = json.loads((run_dir / DEEPSPEED_COPY).read_text(encoding="utf-8"))
+    for section in ("optimizer", "scheduler"):
+        if _plain(ds_config.get(section)) != before.get(section):
+            raise UserError(f"--resume: {run_dir} was started with another DeepSpeed '{section}': pass that JSON")
     for key, value in new.items():
         if key not in _FREE_AT_RESUME and value != old[key]:
             raise UserError(
                 f"--resume: {key} is {value!r}, the run in {config.run.dir} was started with {old[key]!r}: "
                 "keep it, or start another run.dir"
             )
+
+
+def _plain(tree: Any) -> Any:
+    return json.loads(json.dumps(tree))  # as it is read back from a file
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], wor
             (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run.dir {run_dir} cannot be made: {error.strerror}: choose another run.dir") from None
-        (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        (run_dir / DEEPSPEED_COPY).write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         for name in ("manifest.json", "tokenizer.json"):
             shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -250,7 +266,8 @@ def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[st
         side = "below" if gap > 0 else "ABOVE"
         entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
         say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}")
-    out = export_run(run_dir, run_dir / "export")
+    out = run_dir / "export"
+    export_run(run_dir, out)
     say(f"exported  {out}")
     if config.run.examples:
         for line in fill_mask(out, config.run.examples):
