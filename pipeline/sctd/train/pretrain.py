@@ -181,8 +181,11 @@ def _data_hash(manifest: Manifest) -> str:
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
     if (run_dir / "config.yaml").exists() and not resume:
         raise UserError(f"run.dir {run_dir} holds a run: pass --resume to continue it, or choose another run.dir")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run.dir {run_dir} is a file: choose another run.dir")
+    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise UserError(
+            f"run.dir {run_dir} cannot be made: {standing} is no folder to write in: choose another run.dir"
+        )
     if resume and not run_dir.is_dir():
         raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
 
@@ -232,10 +235,7 @@ def _restore(run: Run, path: Path) -> Progress:
 
 def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], world: World) -> None:
     if world.is_main:
-        try:
-            (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.dir {run_dir} cannot be made: {error.strerror}: choose another run.dir") from None
+        (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
         (run_dir / DEEPSPEED_COPY).write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         for name in ("manifest.json", "tokenizer.json"):
             shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
