@@ -67,13 +67,15 @@ def test_make_pretrain(tmp_path: Path) -> None:
     """The whole main job, with fewer steps."""
     make = f"make -o .venv/ready BIN={Path(sys.executable).parent} RUNS={tmp_path}"
     steps = "train.steps=20 schedule.warmup_steps=5 train.valid_rows=32"
-    out = shell(f"{make} ARGS='{steps}' {command('make pretrain').split(None, 1)[1]}", ROOT)
+    target = command("make pretrain").split(None, 1)[1]
+    out = shell(f"{make} ARGS='{steps}' {target}", ROOT)
     assert out.count("  ->  ") == 3 and "tensorboard --logdir" in out and "held-out" in out
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "export"} <= names
     assert any("tfevents" in name for name in names)
     manifest = json.loads((tmp_path / "demo-corpus" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["unigram_entropy"] > 5 and records(tmp_path / "demo")[-1]["step"] == 20
+    assert "nothing to train" in shell(f"{make} ARGS='{steps}' {target}", ROOT)  # called again, it goes on from there
 
 
 def test_make_test_runs_pytest() -> None:
