@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sctd.corpus.prepare import prepare
 from sctd.corpus.sources import read_documents
@@ -19,6 +20,12 @@ schedule: {{warmup_steps: 2}}
 data: {{corpus: {corpus}}}
 train: {{steps: 10, batch_size: 8, micro_batch_size: 2, precision: fp32, log_every: 1, valid_rows: 8}}
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests are many small operations, on a machine that others use too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

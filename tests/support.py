@@ -16,7 +16,7 @@ def sctd(*arguments: Any, ranks: int = 0, cwd: Path | None = None) -> subprocess
     scripts = Path(sys.executable).parent
     command = [sys.executable, "-m", "sctd"]
     if ranks:
-        port = ["--master_port", str(_free_port())]  # another job may hold the launcher's default
+        port = ["--master_port", str(free_port())]  # another job may hold the launcher's default
         command = [str(scripts / "deepspeed"), "--num_accelerators", str(ranks), *port, "--module", "sctd"]
     environment = os.environ | {
         "PATH": f"{scripts}:{os.environ['PATH']}",
@@ -41,7 +41,8 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

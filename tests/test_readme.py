@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM
 
-from support import ROOT, records
+from support import ROOT, free_port, records
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -40,12 +39,6 @@ def command(beginning: str) -> str:
     """The README's command that begins like this."""
     (found,) = [line for line in COMMANDS if line.startswith(beginning)]
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_all_commands_are_tested_here() -> None:
