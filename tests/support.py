@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+MASK32 = 0xFFFFFFFF
 
 
 def sctd(*arguments: Any, ranks: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,3 +47,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def fmix32(x: int) -> int:
+    """MurmurHash3's finaliser in plain Python integers."""
+    x ^= x >> 16
+    x = x * 0x85EBCA6B & MASK32
+    x ^= x >> 13
+    x = x * 0xC2B2AE35 & MASK32
+    return x ^ x >> 16
+
+
+def tie_hash(seed: int, position: int) -> int:
+    """The hash that orders ties: both halves of the row's seed mixed into the position."""
+    return fmix32(fmix32(position + seed & MASK32) ^ (seed >> 32 & MASK32))

@@ -6,22 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctd_kernels.hashing import hash_positions, mix_rows
+from support import MASK32, fmix32, tie_hash
 
-MASK = 0xFFFFFFFF
 int64 = st.integers(-(2**63), 2**63 - 1)
-
-
-def fmix32(x: int) -> int:
-    x ^= x >> 16
-    x = x * 0x85EBCA6B & MASK
-    x ^= x >> 13
-    x = x * 0xC2B2AE35 & MASK
-    return x ^ x >> 16
-
-
-def expected_hash(seed: int, position: int) -> int:
-    low, high = seed & MASK, seed >> 32 & MASK
-    return fmix32(fmix32(position + low & MASK) ^ high)
 
 
 def seeds(*values: int) -> torch.Tensor:
@@ -38,10 +25,10 @@ def test_the_mixer_is_murmur3() -> None:
 def test_hash_equals_plain_integers(row_seeds: list[int], length: int) -> None:
     found = hash_positions(seeds(*row_seeds), length)
     assert found.dtype == torch.int64 and found.shape == (len(row_seeds), length)
-    assert found.tolist() == [[expected_hash(seed, p) for p in range(length)] for seed in row_seeds]
+    assert found.tolist() == [[tie_hash(seed, p) for p in range(length)] for seed in row_seeds]
 
 
-@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), MASK - 100, 0x123456789ABCDEF0])
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), MASK32 - 100, 0x123456789ABCDEF0])
 def test_hash_is_injective_in_a_row(seed: int) -> None:
     row = hash_positions(seeds(seed), 20_000)[0]
     assert len(set(row.tolist())) == 20_000

@@ -9,21 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctd_kernels import Selection, select
+from support import tie_hash
 
-MASK = 0xFFFFFFFF
 SCORES = ("normal", "equal", "few", "zeros", "huge", "inf")
-
-
-def fmix32(x: int) -> int:
-    x ^= x >> 16
-    x = x * 0x85EBCA6B & MASK
-    x ^= x >> 13
-    x = x * 0xC2B2AE35 & MASK
-    return x ^ x >> 16
-
-
-def tie(seed: int, position: int) -> int:
-    return fmix32(fmix32(position + seed & MASK) ^ (seed >> 32 & MASK))
 
 
 def oracle(scores: Any, keep: int, seeds: Any, forced_keep: Any = None, forced_drop: Any = None) -> list[list[int]]:
@@ -37,7 +25,7 @@ def oracle(scores: Any, keep: int, seeds: Any, forced_keep: Any = None, forced_d
                 grade = 1
             if forced_drop is not None and forced_drop[b][position]:
                 grade = -1
-            return grade, float(row[position]) if grade == 0 else 0.0, tie(int(seeds[b]), position)
+            return grade, float(row[position]) if grade == 0 else 0.0, tie_hash(int(seeds[b]), position)
 
         rows.append(sorted(sorted(range(len(row)), key=rank, reverse=True)[:keep]))
     return rows
