@@ -61,3 +61,10 @@ def fmix32(x: int) -> int:
 def tie_hash(seed: int, position: int) -> int:
     """The hash that orders ties: both halves of the row's seed mixed into the position."""
     return fmix32(fmix32(position + seed & MASK32) ^ (seed >> 32 & MASK32))
+
+
+def accumulate(table: Any, labels: Any, losses: Any) -> None:
+    """Hand given losses to an importance table, as the cross-entropy does with those it computes."""
+    from sctd_kernels.cross_entropy import reference
+
+    reference.accumulate(losses.flatten(), labels.flatten(), table.sum_count_2V)

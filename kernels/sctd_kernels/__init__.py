@@ -1,12 +1,19 @@
-"""Token sorting, gathering and merging: the three operations of a layer stack that runs on part of its tokens.
+"""Token sorting, gathering and merging: the operations of a layer stack that runs on part of its tokens.
 
-`select` chooses K of S positions per row, `gather` takes their states out, `merge` puts them back. Each is one
-function with a reference in plain torch; nothing here knows of BERT.
+`select` chooses K of S positions per row, `split` (or `gather`) takes their states out, `merge` puts them back. Beside
+them stands what lies between the matrix products of a layer (`dropout`, `dropout_add_norm`, `linear_gelu`) and behind
+them (`token_losses`). Each is one function over several backends, of which the one in plain torch is the reference;
+nothing here knows of BERT.
 """
 
+from sctd_kernels.cross_entropy import FIXED_POINT, token_losses
 from sctd_kernels.dispatch import backend
-from sctd_kernels.gather_merge import gather, gather_rows, merge
+from sctd_kernels.elementwise import dropout, dropout_add_norm, linear_gelu
+from sctd_kernels.gather_merge import gather, gather_rows, merge, split
 from sctd_kernels.hashing import mix_rows
 from sctd_kernels.select import Selection, select
 
-__all__ = ["Selection", "backend", "gather", "gather_rows", "merge", "mix_rows", "select"]
+__all__ = [
+    "FIXED_POINT", "Selection", "backend", "dropout", "dropout_add_norm", "gather", "gather_rows", "linear_gelu",
+    "merge", "mix_rows", "select", "split", "token_losses",
+]  # fmt: skip

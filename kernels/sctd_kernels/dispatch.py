@@ -1,21 +1,43 @@
-"""Which implementation runs: `SCTD_KERNELS=auto|torch`, read once per process."""
+"""Which implementation runs: `SCTD_KERNELS=auto|torch|triton|cuda`, decided once per kind of device.
 
-import functools
+- torch: the reference, on any device.
+- triton: on GPUs, and on CPUs under Triton's interpreter (`TRITON_INTERPRET=1`), which is for tests.
+- cuda: CUDA C++, compiled with nvcc on first use.
+- auto: triton on GPUs where Triton is installed, else torch.
+"""
+
+import importlib.util
 import os
 
-AVAILABLE = ("torch",)
+import torch
+
+CHOICES = ("auto", "torch", "triton", "cuda")
 
 
-@functools.cache
-def backend() -> str:
-    """Name of the implementation in use.
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def backend(device_type: str = "cpu") -> str:
+    """Name of the implementation in use for tensors on devices of this type.
 
     Raises:
-        ValueError: SCTD_KERNELS names something that this build does not have.
+        ValueError: SCTD_KERNELS names something that there is not, or that cannot run on this kind of device.
     """
     asked = os.environ.get("SCTD_KERNELS", "auto")
+    if asked not in CHOICES:
+        raise ValueError(f"SCTD_KERNELS={asked}: unset it or name one of {', '.join(CHOICES)}")
+    on_gpu = device_type == "cuda"
     if asked == "auto":
-        return AVAILABLE[0]
-    if asked not in AVAILABLE:
-        raise ValueError(f"SCTD_KERNELS={asked}: this build has {', '.join(AVAILABLE)}; unset it or name one of these")
+        return "triton" if on_gpu and _has_triton() else "torch"
+    if asked == "triton":
+        if not _has_triton():
+            raise ValueError("SCTD_KERNELS=triton: Triton is not installed; `pip install triton`, or unset it")
+        if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"SCTD_KERNELS=triton: Triton has no {device_type} kernels; run on a GPU, or set TRITON_INTERPRET=1"
+            )
+    if asked == "cuda" and not on_gpu:
+        raise ValueError(f"SCTD_KERNELS=cuda: the tensors are on {device_type}; run on a GPU, or unset it")
     return asked

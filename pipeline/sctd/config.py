@@ -56,6 +56,12 @@ class ModelConfig:
     keep_ratio: float = 0.5  # share of the tokens that dropped layers see
     first_dropped: int | None = None  # first layer without all queries; null: layers/2 - 1 (random_ltd: 1)
     full_tail: int = 1  # layers at the end that see all tokens again
+    layer_norm: str = "native"  # native | apex
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    scope: str = "row"  # row | document: whether tokens see other documents packed into their row
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,9 @@ class TrainConfig:
     micro_batch_size: int | None = None  # rows a rank runs at once; null: its whole share
     precision: str = "bf16"  # bf16 | fp16 | fp32
     zero_stage: int = 1
+    compile: bool = False  # the whole model through torch.compile
+    cuda_graphs: bool = False  # replay the compiled micro-step as CUDA graphs
+    checkpoint_activations: bool = False  # compute each layer again in the backward instead of storing it
     log_every: int = 10
     valid_every: int = 0  # 0: at the end only
     valid_rows: int = 1024  # at most
@@ -112,6 +121,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -270,6 +280,8 @@ def validate(config: Config) -> None:
     model, objective, train = config.model, config.objective, config.train
     _one_of("arm", config.arm, ARMS)
     _one_of("objective.semantic_positions", objective.semantic_positions, ("cls", "all"))
+    _one_of("attention.scope", config.attention.scope, ("row", "document"))
+    _one_of("model.layer_norm", model.layer_norm, ("native", "apex"))
     _one_of("optimizer.name", config.optimizer.name, ("adamw", "deepspeed_adamw", "apex_adam", "apex_lamb"))
     _one_of("schedule.name", config.schedule.name, ("linear", "polynomial", "cosine", "wsd"))
     _one_of("train.precision", train.precision, ("bf16", "fp16", "fp32"))
@@ -313,6 +325,7 @@ def validate(config: Config) -> None:
     if train.stop_at is not None:
         _require(1 <= train.stop_at <= train.steps, "train.stop_at", train.stop_at, f"in 1..train.steps={train.steps}")
     _require(train.zero_stage in (0, 1, 2), "train.zero_stage", train.zero_stage, "0, 1 or 2")
+    _require(train.compile or not train.cuda_graphs, "train.cuda_graphs", True, "false where train.compile is false")
     _require(config.run.seed >= 0, "run.seed", config.run.seed, "at least 0")
     for section in ("model", "objective", "optimizer", "schedule"):
         for name, value in dataclasses.asdict(getattr(config, section)).items():

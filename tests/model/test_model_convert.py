@@ -54,7 +54,7 @@ def assert_same_logits(ours: Bert, theirs: BertForMaskedLM) -> None:
     torch.testing.assert_close(ours(short), theirs(input_ids=short).logits, atol=1e-5, rtol=1e-5)
     masked = theirs(input_ids=ids, attention_mask=mask.long()).logits
     assert (masked - expected).abs().max() > 1e-3, "the mask makes no difference"
-    torch.testing.assert_close(ours(ids, mask), masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(ids, mask[:, None, None]), masked, atol=1e-5, rtol=1e-5)
 
 
 def test_from_transformers(shape: BertShape) -> None:
@@ -99,7 +99,7 @@ def test_gradients_equal_those_of_transformers() -> None:
     theirs.tie_weights()
     ids, mask = inputs(shape)
     ids = ids.clamp(min=1)  # as input, transformers gives the embedding of [PAD] no gradient; rows here hold no [PAD]
-    ours(ids, mask).square().sum().backward()
+    ours(ids, mask[:, None, None]).square().sum().backward()
     theirs(input_ids=ids, attention_mask=mask.long()).logits.square().sum().backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
     expected = {name: p.grad for name, p in theirs.named_parameters()}

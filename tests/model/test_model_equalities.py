@@ -23,7 +23,7 @@ def make_model(layers: int = 4, per_layer: bool = False, **objective: object) ->
     bert = Bert(replace(SHAPE, layers=layers, initializer_range=0.2))
     plan = ARMS["sctd"].layer_plan(ModelConfig(layers=layers))
     table = None if per_layer else ImportanceTable(VOCAB, SPECIAL, 0.995)
-    dropping = TokenDropping((2, 3, 4, 1), 0, per_layer)
+    dropping = TokenDropping(VOCAB, (2, 3, 4, 1), 0, per_layer)
     return PretrainingModel(bert, plan, ObjectiveConfig(**objective), dropping, table)
 
 
@@ -111,7 +111,7 @@ def test_logits_are_computed_at_targets_only() -> None:
     model, seen = make_model(semantic_positions="all"), []
     model.bert.head.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
     model(**make_batch(), phase=Phase.FULL)
-    assert seen == [(4, 7, VOCAB)]
+    assert seen == [(4 * 7, VOCAB)]
 
 
 def test_trunk_and_first_dropped_layer_run_once_in_an_align_step() -> None:

@@ -166,7 +166,7 @@ def make_model(layers: int, objective: ObjectiveConfig, **plan: int) -> Pretrain
     table.scores_V = torch.randint(0, 8, (VOCAB,)).float()  # ties within and between words
     arm = ARMS["sctd"]
     layer_plan = arm.layer_plan(ModelConfig(layers=layers, **plan))
-    dropping = TokenDropping((CLS, SEP, MASK, UNK), PAD)
+    dropping = TokenDropping(VOCAB, (CLS, SEP, MASK, UNK), PAD)
     return PretrainingModel(bert.double(), layer_plan, objective, dropping, table)
 
 

@@ -13,6 +13,7 @@ from sctd.objective.arms import ARMS
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 ALWAYS = (CLS, SEP, MASK, UNK)
+VOCAB = 100
 
 
 class Counting(nn.Module):
@@ -23,8 +24,11 @@ class Counting(nn.Module):
         self.number = number
         self.seen: list[tuple[Any, Any, Any]] = []
 
-    def forward(self, x: Tensor, context: Tensor | None = None, key_mask_BS: Tensor | None = None) -> Tensor:
-        self.seen.append((x, context, key_mask_BS))
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, row_seed: Tensor | None = None
+    ) -> Tensor:
+        assert row_seed is not None, "no seeds for its dropout"
+        self.seen.append((x, context, mask))
         return x + 2.0**self.number
 
 
@@ -35,7 +39,7 @@ def stack(count: int) -> nn.ModuleList:
 def passes(dropping: TokenDropping, layers: nn.ModuleList, ids: Tensor, keep: int, seed: int = 0) -> Tensor:
     """Bit sets (B, S) of the layers that updated each position."""
     hidden = torch.zeros(*ids.shape, 2)
-    out = dropping(layers, hidden, ids, torch.zeros(ids.shape), torch.arange(len(ids)) + (seed << 32), keep)
+    out = dropping(layers, hidden, ids, None, torch.arange(len(ids)) + (seed << 32), keep)
     assert out.shape == hidden.shape and torch.equal(out[..., 0], out[..., 1])
     return out[..., 0].long()
 
@@ -109,7 +113,7 @@ def test_layer_plan(arm: str, model: ModelConfig, first: int, tail: int) -> None
 def test_kept_rows_pass_all_layers_and_dropped_rows_none() -> None:
     layers = stack(4)
     ids = torch.randint(5, 100, (6, 20))
-    marks = passes(TokenDropping(ALWAYS, PAD), layers, ids, keep=9)
+    marks = passes(TokenDropping(VOCAB, ALWAYS, PAD), layers, ids, keep=9)
     assert set(marks.unique().tolist()) == {0, 0b1111}
     assert (marks == 0b1111).sum(1).tolist() == [9] * 6
 
@@ -117,37 +121,42 @@ def test_kept_rows_pass_all_layers_and_dropped_rows_none() -> None:
 def test_only_the_first_layer_has_the_dropped_tokens_as_keys() -> None:
     layers = stack(3)
     ids = torch.randint(5, 100, (2, 20))
-    passes(TokenDropping(ALWAYS, PAD), layers, ids, keep=7)
+    passes(TokenDropping(VOCAB, ALWAYS, PAD), layers, ids, keep=7)
     shapes = [
         (x.shape[1], None if context is None else context.shape[1]) for ((x, context, _),) in (m.seen for m in layers)
     ]
     assert shapes == [(7, 20), (7, None), (7, None)]
 
 
-def test_key_mask_follows_the_kept_tokens() -> None:
+def test_tokens_attend_within_their_segment() -> None:
     layers = stack(3)
-    ids = torch.randint(5, 100, (2, 10))
-    scores = torch.arange(10.0).expand(2, 10)
-    mask = torch.arange(20).view(2, 10) % 3 == 0
-    TokenDropping(ALWAYS, PAD)(layers, torch.zeros(2, 10, 2), ids, scores, torch.arange(2), 4, mask)
-    seen = [module.seen[0][2] for module in layers]
-    assert torch.equal(seen[0], mask) and torch.equal(seen[1], mask[:, 6:]) and torch.equal(seen[2], mask[:, 6:])
+    ids = torch.arange(10, 20).expand(2, 10)
+    scores = torch.arange(float(VOCAB))
+    segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0, 0, 3, 3]], dtype=torch.int32)
+    dropping = TokenDropping(VOCAB, ALWAYS, PAD)
+    dropping(layers, torch.zeros(2, 10, 2), ids, scores, torch.arange(2), 4, segments_BS=segments)
+    first, *others = (module.seen[0][2] for module in layers)
+    kept = segments[:, 6:]
+    assert torch.equal(first[:, 0], kept[:, :, None] == segments[:, None, :])
+    assert all(torch.equal(mask[:, 0], kept[:, :, None] == kept[:, None, :]) for mask in others)
 
 
 def test_specials_stay_and_pad_goes_first() -> None:
     ids = torch.tensor([[CLS, 9, 9, UNK, 9, MASK, 9, 9, SEP, PAD, PAD, 9]]).expand(50, 12)
-    scores = torch.where(ids == PAD, 1e9, torch.where(ids < 5, -1e9, 0.0))
+    scores = torch.zeros(VOCAB)
+    scores[PAD], scores[list(ALWAYS)] = 1e9, -1e9
     hidden = torch.zeros(50, 12, 1)
     for keep in (4, 5, 10, 11):
-        marks = TokenDropping(ALWAYS, PAD)(stack(1), hidden, ids, scores, torch.arange(50), keep)[..., 0].bool()
+        marks = TokenDropping(VOCAB, ALWAYS, PAD)(stack(1), hidden, ids, scores, torch.arange(50), keep)[..., 0].bool()
         assert bool(marks[:, [0, 3, 5, 8]].all()), "a special was dropped"
         assert int(marks[:, [9, 10]].sum()) == 50 * max(0, keep - 10)
 
 
 def test_scores_choose_among_the_others() -> None:
-    ids = torch.full((1, 8), 9)
-    scores = torch.tensor([[3.0, 1, 4, 1, 5, 9, 2, 6]])
-    marks = TokenDropping(ALWAYS, PAD)(stack(1), torch.zeros(1, 8, 1), ids, scores, torch.zeros(1).long(), 4)
+    ids = torch.arange(50, 58)[None]
+    scores = torch.zeros(VOCAB)
+    scores[50:58] = torch.tensor([3.0, 1, 4, 1, 5, 9, 2, 6])
+    marks = TokenDropping(VOCAB, ALWAYS, PAD)(stack(1), torch.zeros(1, 8, 1), ids, scores, torch.zeros(1).long(), 4)
     assert marks[0, :, 0].tolist() == [0, 0, 1, 0, 1, 1, 0, 1]
 
 
@@ -157,7 +166,7 @@ def test_scores_choose_among_the_others() -> None:
 def test_random_ltd_draws_a_subset_for_each_layer() -> None:
     layers = stack(5)
     ids = torch.randint(5, 100, (8, 40))
-    marks = passes(TokenDropping(ALWAYS, PAD, per_layer=True), layers, ids, keep=16)
+    marks = passes(TokenDropping(VOCAB, ALWAYS, PAD, per_layer=True), layers, ids, keep=16)
     subsets = [(marks >> number) & 1 for number in range(5)]
     assert all(subset.sum(1).tolist() == [16] * 8 for subset in subsets)
     distinct = {tuple(row) for subset in subsets for row in subset.tolist()}
@@ -170,14 +179,14 @@ def test_random_ltd_draws_a_subset_for_each_layer() -> None:
 def test_random_ltd_subsets_are_uniform_and_specials_are_not_special() -> None:
     ids = torch.full((400, 32), 9)
     ids[:, 0], ids[:, 31], ids[:, 5] = CLS, SEP, MASK
-    marks = passes(TokenDropping(ALWAYS, PAD, per_layer=True), stack(2), ids, keep=16)
+    marks = passes(TokenDropping(VOCAB, ALWAYS, PAD, per_layer=True), stack(2), ids, keep=16)
     for number in range(2):
         counts = ((marks >> number) & 1).sum(0)
         assert counts.min() > 200 - 4.5 * 10 and counts.max() < 200 + 4.5 * 10
 
 
 def test_random_ltd_subsets_change_with_the_seed_and_not_with_the_batch() -> None:
-    dropping = TokenDropping(ALWAYS, PAD, per_layer=True)
+    dropping = TokenDropping(VOCAB, ALWAYS, PAD, per_layer=True)
     ids = torch.full((3, 32), 9)
     first, again, other = (passes(dropping, stack(3), ids, 16, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not bool((first == other).all(1).any())
@@ -187,9 +196,9 @@ def test_random_ltd_subsets_change_with_the_seed_and_not_with_the_batch() -> Non
 def test_random_ltd_drops_pad_first() -> None:
     ids = torch.full((20, 16), 9)
     ids[:, 10:] = PAD
-    marks = passes(TokenDropping(ALWAYS, PAD, per_layer=True), stack(3), ids, keep=10)
+    marks = passes(TokenDropping(VOCAB, ALWAYS, PAD, per_layer=True), stack(3), ids, keep=10)
     assert bool((marks[:, :10] == 0b111).all()) and bool((marks[:, 10:] == 0).all())
 
 
 def test_it_holds_no_parameters() -> None:
-    assert not isinstance(TokenDropping(ALWAYS, PAD), nn.Module)
+    assert not isinstance(TokenDropping(VOCAB, ALWAYS, PAD), nn.Module)

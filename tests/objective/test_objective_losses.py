@@ -13,7 +13,6 @@ from sctd.model.bert import Bert, BertShape
 from sctd.model.token_dropping import TokenDropping
 from sctd.objective.arms import ARMS
 from sctd.objective.importance import ImportanceTable
-from sctd.objective.mlm import token_losses
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.objective.semantic import hidden_kl
@@ -30,7 +29,7 @@ def make_model(arm: str = "sctd", layers: int = 4, **objective: Any) -> Pretrain
         Bert(shape).double(),
         ARMS[arm].layer_plan(ModelConfig(layers=layers)),
         cfg,
-        TokenDropping((2, 3, 4, 1), PAD) if ARMS[arm].drops else None,
+        TokenDropping(VOCAB, (2, 3, 4, 1), PAD) if ARMS[arm].drops else None,
         ImportanceTable(VOCAB, (0, 1, 2, 3, 4), 0.995),
         ARMS[arm].needs_full_path(cfg),
     )
@@ -66,17 +65,6 @@ def assert_grads(found: Grads, expected: Grads) -> None:
 
 
 # ---- the formulas
-
-
-def test_token_losses_equal_numpy() -> None:
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(3, 5, 11)) * 8, rng.integers(0, 11, (3, 5))
-    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-    found = token_losses(torch.tensor(logits), torch.tensor(labels))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6, atol=1e-6)
-    low = token_losses(torch.tensor(logits).bfloat16(), torch.tensor(labels))
-    assert found.dtype == low.dtype == torch.float32
-    np.testing.assert_allclose(low.numpy(), expected, atol=0.2)
 
 
 def numpy_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
@@ -154,7 +142,9 @@ def test_other_phases_are_their_mlm_loss_alone(phase: Phase) -> None:
 def test_kl_terms_compare_the_right_states(where: str) -> None:
     """KL_global after the last layer, KL_local before it, the full path as teacher; hooks read the states."""
     model, states = make_model(semantic_positions=where), []
-    model.bert.layers[-1].register_forward_hook(lambda module, args, out: states.append((args[-1], out)))
+    model.bert.layers[-1].register_forward_hook(
+        lambda module, args, out: states.append((args[0] if args[1] is None else args[1], out))
+    )
     _, parts = model(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
     (full_before, full_last), (drop_before, drop_last) = (
         (before.detach().numpy(), last.detach().numpy()) for before, last in states
@@ -241,8 +231,8 @@ def by_hand(model: PretrainingModel, batch: dict[str, Tensor], dropping: bool) -
     for layer in layers[:first]:
         x = layer(x)
     if dropping:
-        scores = torch.full(batch["input_ids"].shape, 10.0)
-        x = model.dropping(layers[first:-1], x, batch["input_ids"], scores, batch["row_seed"], KEEP)
+        scores_V = model.importance.scores_V
+        x = model.dropping(layers[first:-1], x, batch["input_ids"], scores_V, batch["row_seed"], KEEP)
     else:
         for layer in layers[first:-1]:
             x = layer(x)

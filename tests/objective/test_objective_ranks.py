@@ -13,6 +13,7 @@ WORKER = """
 import sys, torch, torch.distributed as dist
 from datetime import timedelta
 from sctd.objective.importance import ImportanceTable
+from support import accumulate
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 labels, losses = torch.load(f"{folder}/step.pt")
@@ -26,7 +27,7 @@ for world in (1, 2, 3):
     for step in range(len(labels)):
         mine = labels[step].tensor_split(world)[rank], losses[step].tensor_split(world)[rank]
         for micro in range(world + rank):  # ranks differ in how they cut their share
-            table.accumulate(*(part.tensor_split(world + rank)[micro] for part in mine))
+            accumulate(table, *(part.tensor_split(world + rank)[micro] for part in mine))
         table.commit(applied=step != 1)
     torch.save(table.scores_V, f"{folder}/table-{world}-{rank}.pt")
     dist.destroy_process_group()

@@ -1,31 +1,56 @@
-"""Take the kept rows out of a sequence, and put them back."""
+"""Take the kept rows out of a sequence, and put them back.
 
+Backends bring four raw moves (see `reference.py`); their derivatives are defined here, once. Each function has the
+right gradient by itself, whatever else its input feeds.
+
+Legend: B rows, S positions a row, K kept positions a row, D hidden size.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from sctd_kernels.dispatch import backend
-from sctd_kernels.gather_merge import reference
+from sctd_kernels.gather_merge import operators, reference
 from sctd_kernels.select import Selection
 
-__all__ = ["gather", "gather_rows", "merge"]
-
-_GATHER = {"torch": reference.gather}
-_MERGE = {"torch": reference.merge}
+__all__ = ["gather", "gather_rows", "merge", "split"]
 
 
 def gather_rows(hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
     """States at the given positions: (B, S, D), int64 (B, K) with distinct entries in a row -> (B, K, D).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes or dtypes that do not fit; on CPUs also positions out of range.
     """
-    if hidden_BSD.dim() != 3 or index_BK.dim() != 2 or hidden_BSD.shape[0] != index_BK.shape[0]:
-        raise ValueError(f"gather: hidden {tuple(hidden_BSD.shape)} does not fit index {tuple(index_BK.shape)}")
-    return _GATHER[backend()](hidden_BSD, index_BK)
+    fits = hidden_BSD.dim() == 3 and index_BK.dim() == 2 and hidden_BSD.shape[0] == index_BK.shape[0]
+    if not fits or index_BK.dtype != torch.int64 or index_BK.device != hidden_BSD.device:
+        raise ValueError(f"gather: hidden {_say(hidden_BSD)} does not fit index {_say(index_BK)}")
+    if hidden_BSD.device.type == "cpu" and not torch.compiler.is_compiling() and index_BK.numel():
+        low, high = (int(value) for value in index_BK.aminmax())
+        if low < 0 or high >= hidden_BSD.shape[1]:
+            raise ValueError(f"gather: positions {low}..{high} are out of range for hidden {_say(hidden_BSD)}")
+    return _Gather.apply(hidden_BSD, index_BK, None)
+
+
+def split(hidden_BSD: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """States of the kept positions (B, K, D), and `hidden_BSD` itself (a view) for the merge to fill up from.
+
+    One node of the graph instead of two: the gradients of both results are added as they are put in place.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+    """
+    _check("split", hidden_BSD, selection)
+    return _Split.apply(hidden_BSD, selection.kept_BK, selection.inverse_BS)
 
 
 def gather(hidden_BSD: Tensor, selection: Selection) -> Tensor:
-    """States of the kept positions: (B, S, D) -> (B, K, D)."""
-    return gather_rows(hidden_BSD, selection.kept_BK)
+    """States of the kept positions: (B, S, D) -> (B, K, D), the first half of `split`."""
+    _check("gather", hidden_BSD, selection)
+    return _Gather.apply(hidden_BSD, selection.kept_BK, selection.inverse_BS)
 
 
 def merge(hidden_BSD: Tensor, kept_BKD: Tensor, selection: Selection) -> Tensor:
@@ -34,14 +59,78 @@ def merge(hidden_BSD: Tensor, kept_BKD: Tensor, selection: Selection) -> Tensor:
     The gradient of a kept position flows to `kept_BKD` alone, that of a dropped one to `hidden_BSD` alone.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit.
     """
+    _check("merge", hidden_BSD, selection, kept_BKD)
+    return _Merge.apply(hidden_BSD, kept_BKD, selection.kept_BK, selection.inverse_BS)
+
+
+def _say(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+
+def _check(name: str, hidden_BSD: Tensor, selection: Selection, kept_BKD: Tensor | None = None) -> None:
     fits = hidden_BSD.dim() == 3 and selection.inverse_BS.shape == hidden_BSD.shape[:2]
-    if not fits or kept_BKD.shape != (*selection.kept_BK.shape, hidden_BSD.shape[2]):
+    fits = fits and selection.inverse_BS.device == hidden_BSD.device
+    said = f"{name}: hidden {_say(hidden_BSD)}"
+    if kept_BKD is not None:
+        fits = fits and kept_BKD.shape == (*selection.kept_BK.shape, hidden_BSD.shape[2])
+        fits = fits and kept_BKD.dtype == hidden_BSD.dtype and kept_BKD.device == hidden_BSD.device
+        said += f", kept {_say(kept_BKD)}"
+    if not fits:
+        chosen, length = tuple(selection.kept_BK.shape), selection.inverse_BS.shape[-1]
         raise ValueError(
-            f"merge: hidden {tuple(hidden_BSD.shape)}, kept {tuple(kept_BKD.shape)} and a selection of "
-            f"{tuple(selection.kept_BK.shape)} positions do not fit"
+            f"{said} and a selection of {chosen} out of {length} positions on {selection.kept_BK.device} do not fit"
         )
-    if kept_BKD.dtype != hidden_BSD.dtype:
-        raise ValueError(f"merge: hidden is {hidden_BSD.dtype}, kept is {kept_BKD.dtype}")
-    return _MERGE[backend()](hidden_BSD, kept_BKD, selection.kept_BK)
+
+
+def _moves(device_type: str) -> ModuleType:
+    """The module of raw moves for tensors on devices of this type."""
+    chosen = backend(device_type)
+    if chosen == "torch":
+        return reference
+    # Eager calls go straight to the kernels: the dispatcher would cost more than they do.
+    return operators if torch.compiler.is_compiling() else operators.kernels(chosen)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_BSD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(kept_BK, inverse_BS)
+        ctx.set_materialize_grads(False)
+        return _moves(hidden_BSD.device.type).gather(hidden_BSD, kept_BK), hidden_BSD.view_as(hidden_BSD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_kept_BKD: Tensor | None, grad_rest_BSD: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_kept_BKD is None:
+            return grad_rest_BSD, None, None
+        moves = _moves(grad_kept_BKD.device.type)
+        return moves.split_backward(grad_kept_BKD, grad_rest_BSD, *ctx.saved_tensors), None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_BSD: Tensor, index_BK: Tensor, inverse_BS: Tensor | None) -> Tensor:
+        ctx.save_for_backward(index_BK, inverse_BS)
+        ctx.length = hidden_BSD.shape[1]
+        return _moves(hidden_BSD.device.type).gather(hidden_BSD, index_BK)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BKD: Tensor) -> tuple[Tensor, None, None]:
+        index_BK, inverse_BS = ctx.saved_tensors
+        if inverse_BS is None:
+            rank_BK = torch.arange(index_BK.shape[1], device=index_BK.device).expand_as(index_BK)
+            inverse_BS = index_BK.new_full((len(index_BK), ctx.length), -1).scatter_(1, index_BK, rank_BK)
+        return _moves(grad_BKD.device.type).split_backward(grad_BKD, None, index_BK, inverse_BS), None, None
+
+
+class _Merge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_BSD: Tensor, kept_BKD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> Tensor:
+        ctx.save_for_backward(kept_BK, inverse_BS)
+        return _moves(hidden_BSD.device.type).merge(hidden_BSD, kept_BKD, kept_BK, inverse_BS)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden_BSD, grad_kept_BKD = _moves(grad_BSD.device.type).merge_backward(grad_BSD, *ctx.saved_tensors)
+        return grad_hidden_BSD, grad_kept_BKD, None, None

@@ -1,10 +1,10 @@
-"""Gather and merge in plain torch, as whole-row copies.
+"""Raw moves of whole rows in plain torch: no autograd, that is added once for all backends.
 
-Both directions move rows of D contiguous numbers by a flat row index. The generic `torch.gather`/`scatter` would need
-an index as large as the data and a scatter-add backward; the positions of a row are distinct, so copies suffice.
+Rows of D contiguous numbers move by a flat row index. The generic `torch.gather`/`scatter` would need an index as large
+as the data and a scatter-add backward; the positions of a row are distinct, so copies suffice.
+
+Legend: B rows, S positions a row, K kept positions a row, D hidden size.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,48 +12,43 @@ from torch import Tensor
 
 def _flat(index_BK: Tensor, length: int) -> Tensor:
     rows = torch.arange(index_BK.shape[0], device=index_BK.device)[:, None]
-    return (index_BK + rows * length).reshape(-1)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
-        batch, length, width = hidden_BSD.shape
-        flat = _flat(index_BK, length)
-        ctx.save_for_backward(flat)
-        ctx.shape = hidden_BSD.shape
-        return hidden_BSD.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BKD: Tensor) -> tuple[Tensor, None]:
-        (flat,) = ctx.saved_tensors
-        batch, length, width = ctx.shape
-        grad = grad_BKD.new_zeros(batch * length, width)
-        grad.index_copy_(0, flat, grad_BKD.reshape(-1, width))
-        return grad.view(batch, length, width), None
-
-
-class _Merge(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_BSD: Tensor, kept_BKD: Tensor, index_BK: Tensor) -> Tensor:
-        batch, length, width = hidden_BSD.shape
-        flat = _flat(index_BK, length)
-        ctx.save_for_backward(flat)
-        out = hidden_BSD.reshape(-1, width).clone()
-        return out.index_copy_(0, flat, kept_BKD.reshape(-1, width)).view(batch, length, width)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, Tensor, None]:
-        (flat,) = ctx.saved_tensors
-        batch, length, width = grad_BSD.shape
-        rows = grad_BSD.reshape(-1, width)
-        grad_kept = rows.index_select(0, flat).view(batch, -1, width)
-        return rows.clone().index_fill_(0, flat, 0).view(batch, length, width), grad_kept, None
+    return (index_BK + rows * length).flatten()
 
 
 def gather(hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
-    return _Gather.apply(hidden_BSD, index_BK)
+    """out[b, k] = hidden[b, index[b, k]]."""
+    _, length, width = hidden_BSD.shape
+    rows = hidden_BSD.flatten(0, 1).index_select(0, _flat(index_BK, length))
+    return rows.view(*index_BK.shape, width)
 
 
-def merge(hidden_BSD: Tensor, kept_BKD: Tensor, index_BK: Tensor) -> Tensor:
-    return _Merge.apply(hidden_BSD, kept_BKD, index_BK)
+def split_backward(grad_kept_BKD: Tensor, grad_rest_BSD: Tensor | None, kept_BK: Tensor, inverse_BS: Tensor) -> Tensor:
+    """out[b, s] = grad_rest[b, s] + (grad_kept[b, inverse[b, s]] where kept, else 0), added in float32 or wider."""
+    batch, length = inverse_BS.shape
+    width = grad_kept_BKD.shape[2]
+    flat = _flat(kept_BK, length)
+    added = grad_kept_BKD.flatten(0, 1)
+    if grad_rest_BSD is None:
+        out = added.new_zeros(batch * length, width)
+    else:
+        out = grad_rest_BSD.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        added = added + out.index_select(0, flat)
+    return out.index_copy_(0, flat, added).view(batch, length, width)
+
+
+def merge(hidden_BSD: Tensor, kept_BKD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> Tensor:
+    """out[b, s] = kept[b, inverse[b, s]] where kept, else hidden[b, s]."""
+    length = hidden_BSD.shape[1]
+    out = hidden_BSD.clone(memory_format=torch.contiguous_format)
+    out.flatten(0, 1).index_copy_(0, _flat(kept_BK, length), kept_BKD.flatten(0, 1))
+    return out
+
+
+def merge_backward(grad_BSD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden, zero where kept, and of kept."""
+    width = grad_BSD.shape[2]
+    flat = _flat(kept_BK, grad_BSD.shape[1])
+    grad_kept = grad_BSD.flatten(0, 1).index_select(0, flat)
+    grad_hidden = grad_BSD.clone(memory_format=torch.contiguous_format)
+    grad_hidden.flatten(0, 1).index_fill_(0, flat, 0)
+    return grad_hidden, grad_kept.view(*kept_BK.shape, width)

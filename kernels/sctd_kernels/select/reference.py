@@ -1,5 +1,9 @@
-"""Selection in plain torch. Legend: B rows, S positions a row, K kept positions a row."""
+"""Selection in plain torch.
 
+Legend: B rows, S positions a row, K kept positions a row, N = S - K dropped ones, V vocabulary.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,11 +17,13 @@ class Selection(NamedTuple):
 
     kept_BK, dropped_BN: int64, ascending, N = S - K.
     inverse_BS: int64, rank of a position among the kept ones, -1 where it is dropped.
+    carried: kept entries (B, K) of the tensors that `select` was given as `carry`.
     """
 
     kept_BK: Tensor
     dropped_BN: Tensor
     inverse_BS: Tensor
+    carried: tuple[Tensor, ...] = ()
 
 
 def select(
@@ -26,7 +32,11 @@ def select(
     row_seed_B: Tensor,
     forced_keep_BS: Tensor | None,
     forced_drop_BS: Tensor | None,
+    table_V: Tensor | None,
+    carry: Sequence[Tensor],
 ) -> Selection:
+    if table_V is not None:
+        scores_BS = table_V[scores_BS.clamp(0, len(table_V) - 1)]
     key_BS = _sort_keys(scores_BS, row_seed_B, forced_keep_BS, forced_drop_BS)
     top_BK = key_BS.topk(keep, dim=1, sorted=False).indices
     is_kept_BS = torch.zeros_like(key_BS, dtype=torch.bool).scatter_(1, top_BK, True)
@@ -34,7 +44,8 @@ def select(
     order_BS = torch.argsort(is_kept_BS.to(torch.uint8), dim=1, descending=True, stable=True)
     rank_BS = is_kept_BS.cumsum(1) - 1
     inverse_BS = torch.where(is_kept_BS, rank_BS, -1)
-    return Selection(order_BS[:, :keep].contiguous(), order_BS[:, keep:].contiguous(), inverse_BS)
+    kept_BK, dropped_BN = order_BS[:, :keep].contiguous(), order_BS[:, keep:].contiguous()
+    return Selection(kept_BK, dropped_BN, inverse_BS, tuple(entries_BS.gather(1, kept_BK) for entries_BS in carry))
 
 
 def _sort_keys(
@@ -42,6 +53,7 @@ def _sort_keys(
 ) -> Tensor:
     """int64 (B, S), distinct within a row: the score as a monotone 32-bit integer above 32 bits of hash."""
     scores_BS = scores_BS.float()
+    scores_BS = scores_BS.masked_fill(scores_BS.isnan(), float("-inf"))
     if forced_keep_BS is not None:
         scores_BS = scores_BS.masked_fill(forced_keep_BS, float("inf"))
     if forced_drop_BS is not None:

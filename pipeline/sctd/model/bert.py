@@ -3,7 +3,8 @@
 - Post-LayerNorm, learned positions, exact GELU, dropout after each sub-layer, tied output embeddings, no NSP.
 - A layer takes its queries apart from its context: `layer(x_BQD, context_BSD)` updates Q positions that attend to S.
   With one argument it is plain self-attention. Token dropping and the last layer's short output are this and no more.
-- No padding is expected: rows are packed full. A key mask is honoured where one is given.
+- No padding is expected: rows are packed full. A mask is honoured where one is given.
+- Dropout is a hash of (row seed, site, position, column), not a stream of random numbers: it depends on nothing else.
 
 Legend: B rows, S positions a row, Q query positions, M predicted positions, D hidden size, H heads, V vocabulary.
 """
@@ -11,10 +12,12 @@ Legend: B rows, S positions a row, Q query positions, M predicted positions, D h
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from sctd.model.attention import Attention, Mask
 from sctd.model.heads import MlmHead
+from sctd_kernels import dropout, dropout_add_norm, linear_gelu
 
 
 @dataclass(frozen=True)
@@ -42,73 +45,117 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(shape.max_positions, shape.hidden_size)
         self.token_type = nn.Embedding(2, shape.hidden_size)
         self.norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.rate = shape.dropout
 
-    def forward(self, ids_BS: Tensor) -> Tensor:
+    def forward(self, ids_BS: Tensor, row_seed_B: Tensor | None = None) -> Tensor:
         segment = torch.zeros(1, dtype=torch.long, device=ids_BS.device)
         place_SD = self.position(torch.arange(ids_BS.shape[1], device=ids_BS.device)) + self.token_type(segment)
-        return self.dropout(self.norm(self.word(ids_BS) + place_SD))
+        x_BSD = self.norm(self.word(ids_BS) + place_SD)
+        return dropout(x_BSD, self.rate, row_seed_B if self.training else None, site=0)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of Q queries over a context of S positions."""
+class AddNorm(nn.Module):
+    """LayerNorm(residual + dropout(x)), one pass over memory where the kernels are fused.
 
-    def __init__(self, shape: BertShape) -> None:
+    Args:
+        site: number of this place in the network, for the dropout's hash.
+    """
+
+    def __init__(self, shape: BertShape, site: int) -> None:
         super().__init__()
-        width = shape.hidden_size
-        self.heads = shape.heads
-        self.dropout = shape.attention_dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.weight = nn.Parameter(torch.ones(shape.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(shape.hidden_size))
+        self.eps = shape.layer_norm_eps
+        self.rate = shape.dropout
+        self.site = site
 
-    def forward(self, x_BQD: Tensor, context_BSD: Tensor, key_mask_BS: Tensor | None) -> Tensor:
-        k, v = (self._split(part) for part in self.key_value(context_BSD).chunk(2, dim=-1))
-        q = self._split(self.query(x_BQD))
-        mask = None if key_mask_BS is None else key_mask_BS[:, None, None, :]
-        rate = self.dropout if self.training else 0.0
-        mixed_BHQd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-        return self.out(mixed_BHQd.transpose(1, 2).reshape(x_BQD.shape))
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor, row_seed_B: Tensor | None) -> Tensor:
+        seed_B = row_seed_B if self.training else None
+        return dropout_add_norm(x_BTD, residual_BTD, self.weight, self.bias, self.eps, self.rate, seed_B, self.site)
 
-    def _split(self, x_BTD: Tensor) -> Tensor:
-        batch, length, width = x_BTD.shape
-        return x_BTD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+class ApexAddNorm(AddNorm):
+    """The same with apex' fused LayerNorm."""
+
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor, row_seed_B: Tensor | None) -> Tensor:
+        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+
+        dropped_BTD = dropout(x_BTD, self.rate, row_seed_B if self.training else None, self.site)
+        return fused_layer_norm_affine(residual_BTD + dropped_BTD, self.weight, self.bias, self.weight.shape, self.eps)
+
+
+ADD_NORMS = {"native": AddNorm, "apex": ApexAddNorm}
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with dropout, residual and LayerNorm after it."""
+    """Attention and feed-forward, each with dropout, residual and LayerNorm after it.
 
-    def __init__(self, shape: BertShape) -> None:
+    Args:
+        number: place of the layer in the stack.
+        layer_norm: native | apex.
+        recompute: forget the activations, and compute them again in the backward.
+    """
+
+    def __init__(self, shape: BertShape, number: int, layer_norm: str = "native", recompute: bool = False) -> None:
         super().__init__()
-        self.attention = Attention(shape)
-        self.attention_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        add_norm = ADD_NORMS[layer_norm]
+        self.attention = Attention(shape.hidden_size, shape.heads, shape.attention_dropout)
+        self.attention_norm = add_norm(shape, site=2 * number + 1)
         self.expand = nn.Linear(shape.hidden_size, shape.intermediate_size)
         self.contract = nn.Linear(shape.intermediate_size, shape.hidden_size)
-        self.output_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.output_norm = add_norm(shape, site=2 * number + 2)
+        self.recompute = recompute
 
-    def forward(self, x_BQD: Tensor, context_BSD: Tensor | None = None, key_mask_BS: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BQD: Tensor,
+        context_BSD: Tensor | None = None,
+        mask: Mask | None = None,
+        row_seed_B: Tensor | None = None,
+    ) -> Tensor:
+        """(B, Q, D) -> (B, Q, D).
+
+        Args:
+            context_BSD: what the queries attend to; None for themselves.
+            mask: who may attend to whom; None for all to all.
+            row_seed_B: int64, seeds of the dropout; without them, and in evaluation, nothing is dropped.
+        """
+        if self.recompute and self.training:
+            keep_random = self.attention.dropout > 0  # all other dropout is a hash of the row seeds
+            return checkpoint(
+                self._forward, x_BQD, context_BSD, mask, row_seed_B, use_reentrant=False, preserve_rng_state=keep_random
+            )
+        return self._forward(x_BQD, context_BSD, mask, row_seed_B)
+
+    def _forward(
+        self, x_BQD: Tensor, context_BSD: Tensor | None, mask: Mask | None, row_seed_B: Tensor | None
+    ) -> Tensor:
         context_BSD = x_BQD if context_BSD is None else context_BSD
-        x_BQD = self.attention_norm(x_BQD + self.dropout(self.attention(x_BQD, context_BSD, key_mask_BS)))
-        return self.output_norm(x_BQD + self.dropout(self.contract(F.gelu(self.expand(x_BQD)))))
+        x_BQD = self.attention_norm(self.attention(x_BQD, context_BSD, mask), x_BQD, row_seed_B)
+        inner_BQE = linear_gelu(x_BQD, self.expand.weight, self.expand.bias)
+        return self.output_norm(self.contract(inner_BQE), x_BQD, row_seed_B)
 
 
 class Bert(nn.Module):
-    """Embeddings, layers and the masked-language-model head."""
+    """Embeddings, layers and the masked-language-model head.
 
-    def __init__(self, shape: BertShape) -> None:
+    Args:
+        layer_norm, recompute: see `Layer`.
+    """
+
+    def __init__(self, shape: BertShape, layer_norm: str = "native", recompute: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.embeddings = Embeddings(shape)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape, number, layer_norm, recompute) for number in range(shape.layers))
         self.head = MlmHead(shape.hidden_size, shape.vocab_size, shape.layer_norm_eps)
         self.apply(self._init)
 
-    def forward(self, ids_BS: Tensor, key_mask_BS: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BS: Tensor, mask: Mask | None = None, row_seed_B: Tensor | None = None) -> Tensor:
         """Logits at all positions, (B, S, V). Training computes them at predicted positions only."""
-        x_BSD = self.embeddings(ids_BS)
+        x_BSD = self.embeddings(ids_BS, row_seed_B)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, key_mask_BS=key_mask_BS)
+            x_BSD = layer(x_BSD, mask=mask, row_seed_B=row_seed_B)
         return self.logits(x_BSD)
 
     def logits(self, x: Tensor) -> Tensor:

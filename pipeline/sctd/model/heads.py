@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sctd_kernels import linear_gelu
+
 
 class MlmHead(nn.Module):
     """Dense, GELU, LayerNorm, then the tied word embeddings and a bias of its own."""
@@ -15,4 +17,4 @@ class MlmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x: Tensor, word_VD: Tensor) -> Tensor:
-        return F.linear(self.norm(F.gelu(self.dense(x))), word_VD, self.bias)
+        return F.linear(self.norm(linear_gelu(x, self.dense.weight, self.dense.bias)), word_VD, self.bias)

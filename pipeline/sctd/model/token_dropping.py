@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sctd.errors import UserError
-from sctd_kernels import gather, gather_rows, merge, mix_rows, select
+from sctd.model.attention import Mask, segment_mask
+from sctd_kernels import Selection, gather, merge, mix_rows, select, split
 
 MULTIPLE = 16  # of K: keeps matrix shapes friendly to tensor cores
 
@@ -55,70 +56,88 @@ class TokenDropping:
     """Runs a stack of layers on the kept tokens. Holds no parameters: a token-dropped model is a plain BERT.
 
     Args:
+        vocab_size: V.
         always_keep: vocabulary ids kept whatever their score ([CLS], [SEP], [MASK], [UNK]).
         pad: id that is dropped before any other.
         per_layer: draw a new random subset for each layer (random-LTD), no id being special but `pad`.
     """
 
-    def __init__(self, always_keep: Sequence[int], pad: int, per_layer: bool = False) -> None:
-        self.always_keep = tuple(always_keep)
+    def __init__(
+        self,
+        vocab_size: int,
+        always_keep: Sequence[int],
+        pad: int,
+        per_layer: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.pad = pad
         self.per_layer = per_layer
+        forced_V = torch.zeros(vocab_size)
+        forced_V[[] if per_layer else list(always_keep)] = float("inf")
+        forced_V[pad] = float("-inf")
+        self._forced_V = forced_V.to(device)
 
     def __call__(
         self,
         layers: nn.ModuleList,
         hidden_BSD: Tensor,
         ids_BS: Tensor,
-        scores_BS: Tensor,
+        scores_V: Tensor | None,
         row_seed_B: Tensor,
         keep: int,
-        key_mask_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
         first_BSD: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) -> (B, S, D).
 
         Args:
             ids_BS: the (corrupted) token ids that the model sees.
-            scores_BS: float32 importance of each position; all zeros for a random choice.
-            row_seed_B: int64, orders ties.
+            scores_V: float32 importance of each id, finite; None for a random choice.
+            row_seed_B: int64, orders ties and seeds dropout.
             keep: K.
-            key_mask_BS: True where a token may be attended to.
+            segments_BS: tokens attend within equal segments; None for all to all.
             first_BSD: output of `layers[0]` at all positions, where the caller has it. Its kept rows are what that
                 layer would compute here, queries being independent of each other, so it does not run again.
         """
+        ranking_V = self._forced_V if scores_V is None else scores_V + self._forced_V
         if self.per_layer:
             for number, layer in enumerate(layers):
                 seed_B = mix_rows(row_seed_B, number)
-                hidden_BSD = self._one_layer(layer, hidden_BSD, ids_BS, scores_BS, seed_B, keep, key_mask_BS)
+                hidden_BSD = self._one_layer(layer, hidden_BSD, ids_BS, ranking_V, seed_B, keep, segments_BS)
             return hidden_BSD
 
-        selection = select(scores_BS, keep, row_seed_B, self._forced(ids_BS), ids_BS == self.pad)
-        kept_mask_BK = None if key_mask_BS is None else key_mask_BS.gather(1, selection.kept_BK)
+        selection = _choose(ids_BS, ranking_V, keep, row_seed_B, segments_BS)
         if first_BSD is None:
-            kept_BKD = layers[0](gather(hidden_BSD, selection), hidden_BSD, key_mask_BS)
+            kept_BKD, rest_BSD = split(hidden_BSD, selection)
+            first_mask = _mask(selection.carried, segments_BS)
+            kept_BKD = layers[0](kept_BKD, hidden_BSD, first_mask, row_seed_B)
         else:
-            kept_BKD = gather(first_BSD, selection)
+            kept_BKD, rest_BSD = gather(first_BSD, selection), hidden_BSD
+        mask = _mask(selection.carried)
         for layer in layers[1:]:
-            kept_BKD = layer(kept_BKD, key_mask_BS=kept_mask_BK)
-        return merge(hidden_BSD, kept_BKD, selection)
+            kept_BKD = layer(kept_BKD, None, mask, row_seed_B)
+        return merge(rest_BSD, kept_BKD, selection)
 
     def _one_layer(
         self,
         layer: nn.Module,
         hidden_BSD: Tensor,
         ids_BS: Tensor,
-        scores_BS: Tensor,
+        ranking_V: Tensor,
         row_seed_B: Tensor,
         keep: int,
-        key_mask_BS: Tensor | None,
+        segments_BS: Tensor | None,
     ) -> Tensor:
-        selection = select(scores_BS, keep, row_seed_B, None, ids_BS == self.pad)
-        kept_mask_BK = None if key_mask_BS is None else key_mask_BS.gather(1, selection.kept_BK)
-        return merge(hidden_BSD, layer(gather_rows(hidden_BSD, selection.kept_BK), key_mask_BS=kept_mask_BK), selection)
+        selection = _choose(ids_BS, ranking_V, keep, row_seed_B, segments_BS)
+        kept_BKD, rest_BSD = split(hidden_BSD, selection)
+        return merge(rest_BSD, layer(kept_BKD, None, _mask(selection.carried), row_seed_B), selection)
 
-    def _forced(self, ids_BS: Tensor) -> Tensor:
-        forced_BS = ids_BS == self.always_keep[0]
-        for special in self.always_keep[1:]:
-            forced_BS = torch.logical_or(forced_BS, ids_BS == special)
-        return forced_BS
+
+def _choose(ids_BS: Tensor, ranking_V: Tensor, keep: int, row_seed_B: Tensor, segments_BS: Tensor | None) -> Selection:
+    carry = () if segments_BS is None else (segments_BS,)
+    return select(ids_BS, keep, row_seed_B, table_V=ranking_V, carry=carry)
+
+
+def _mask(kept: tuple[Tensor, ...], keys_BS: Tensor | None = None) -> Mask | None:
+    """Of kept tokens over keys, by default over themselves; `kept` holds their segments, or nothing."""
+    return segment_mask(kept[0], kept[0] if keys_BS is None else keys_BS) if kept else None

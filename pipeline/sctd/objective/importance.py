@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sctd_kernels import FIXED_POINT
+
 INITIAL = 10.0
-_SCALE = 2.0**24  # fixed point: 6e-8 nats; a sum overflows beyond 5e11 nats
-_MAX_LOSS = 1e4
 
 
 class ImportanceTable:
@@ -21,27 +21,18 @@ class ImportanceTable:
     Args:
         special: ids that are never updated.
         beta: share of the old value that an update keeps.
+
+    Attributes:
+        scores_V: float32, the table.
+        sum_count_2V: int64, accumulators of the step's losses, filled by `sctd_kernels.token_losses`.
     """
 
     def __init__(self, vocab_size: int, special: tuple[int, ...], beta: float, device: torch.device | str = "cpu"):
         self.scores_V = torch.full((vocab_size,), INITIAL, dtype=torch.float32, device=device)
         self.beta = beta
-        self._sum_count_2V = torch.zeros(2, vocab_size, dtype=torch.int64, device=device)
+        self.sum_count_2V = torch.zeros(2, vocab_size, dtype=torch.int64, device=device)
         self._updatable_V = torch.ones(vocab_size, dtype=torch.bool, device=device)
         self._updatable_V[list(special)] = False
-
-    def lookup(self, ids_BS: Tensor) -> Tensor:
-        """Scores of the visible (corrupted) ids: float32 (B, S)."""
-        return self.scores_V[ids_BS]
-
-    @torch.no_grad()
-    def accumulate(self, labels: Tensor, losses: Tensor) -> None:
-        """Add a micro-batch: original ids and cross-entropy in nats of the predicted positions; finite ones count."""
-        ids, values = labels.flatten(), losses.detach().flatten().double()
-        counts = values.isfinite()
-        fixed = (values.where(counts, 0.0).clamp(0.0, _MAX_LOSS) * _SCALE).round().long()
-        self._sum_count_2V[0].index_add_(0, ids, fixed)
-        self._sum_count_2V[1].index_add_(0, ids, counts.long())
 
     @torch.no_grad()
     def commit(self, applied: bool) -> None:
@@ -52,16 +43,16 @@ class ImportanceTable:
         """
         if applied:
             if dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(self._sum_count_2V)
-            total_V, count_V = self._sum_count_2V
-            mean_V = (total_V.double() / (_SCALE * count_V.clamp(min=1))).float()
+                dist.all_reduce(self.sum_count_2V)
+            total_V, count_V = self.sum_count_2V
+            mean_V = (total_V.double() / (FIXED_POINT * count_V.clamp(min=1))).float()
             moved_V = self.beta * self.scores_V + (1 - self.beta) * mean_V
             self.scores_V = torch.where((count_V > 0) & self._updatable_V, moved_V, self.scores_V)
-        self._sum_count_2V.zero_()
+        self.sum_count_2V.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scores": self.scores_V.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.scores_V = state["scores"].to(self.scores_V)
-        self._sum_count_2V.zero_()
+        self.sum_count_2V.zero_()

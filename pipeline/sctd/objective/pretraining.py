@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from sctd.config import ObjectiveConfig
+from sctd.model.attention import Mask, segment_mask
 from sctd.model.bert import Bert
 from sctd.model.token_dropping import LayerPlan, TokenDropping
 from sctd.objective.importance import ImportanceTable
-from sctd.objective.mlm import token_losses
 from sctd.objective.schedule import Phase
 from sctd.objective.semantic import hidden_kl
-from sctd_kernels import gather_rows
+from sctd_kernels import gather_rows, mix_rows, token_losses
+
+_FULL_PATH = 1  # stream of row seeds: where the paths of an ALIGN step part, they drop out different elements
 
 
 @dataclass
@@ -42,6 +44,7 @@ class PretrainingModel(nn.Module):
         dropping: None for an arm that drops nothing.
         importance: None for an arm that does not choose by importance.
         align_full: whether an ALIGN step runs the full path.
+        document_end: id that ends each document ([SEP]) where attention stays inside documents, else None.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PretrainingModel(nn.Module):
         dropping: TokenDropping | None = None,
         importance: ImportanceTable | None = None,
         align_full: bool = True,
+        document_end: int | None = None,
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -60,6 +64,7 @@ class PretrainingModel(nn.Module):
         self.dropping = dropping
         self.importance = importance
         self.align_full = align_full
+        self.document_end = document_end
 
     def forward(
         self,
@@ -78,47 +83,64 @@ class PretrainingModel(nn.Module):
             row_seed: int64 (B,), orders ties of the selection.
             phase: set by the hybrid schedule hook. keep: K, likewise.
         """
-        trunk_BSD = self.bert.embeddings(input_ids)
+        segments_BS = self._documents(input_ids)
+        mask = None if segments_BS is None else segment_mask(segments_BS, segments_BS)
+        trunk_BSD = self.bert.embeddings(input_ids, row_seed)
         for layer in self.bert.layers[: self.plan.first_dropped]:
-            trunk_BSD = layer(trunk_BSD)
+            trunk_BSD = layer(trunk_BSD, None, mask, row_seed)
 
         middle = self.bert.layers[self.plan.middle]
         drop = full = first_BSD = None
         if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
-            first_BSD = middle[0](trunk_BSD)
+            first_BSD = middle[0](trunk_BSD, None, mask, row_seed)
             full_BSD = first_BSD
+            seed = mix_rows(row_seed, _FULL_PATH) if phase is Phase.ALIGN else row_seed
             for layer in middle[1:]:
-                full_BSD = layer(full_BSD)
-            full = self._tail(full_BSD, positions, labels)
+                full_BSD = layer(full_BSD, None, mask, seed)
+            full = self._tail(full_BSD, positions, labels, segments_BS, mask, seed, None)
         if phase is not Phase.FULL:
             assert self.dropping is not None, "a dropping phase needs a dropping arm"
-            scores_BS = self._scores(input_ids)
-            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_BS, row_seed, keep, first_BSD=first_BSD)
-            drop = self._tail(merged_BSD, positions, labels)
-
-        if self.training and self.importance is not None and drop is not None:
-            self.importance.accumulate(labels, drop.losses_BM)
+            scores_V = sum_count_2V = None
+            if self.importance is not None:
+                scores_V = self.importance.scores_V
+                sum_count_2V = self.importance.sum_count_2V if self.training else None
+            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_V, row_seed, keep, segments_BS, first_BSD)
+            drop = self._tail(merged_BSD, positions, labels, segments_BS, mask, row_seed, sum_count_2V)
         return self._combine(drop, full, input_ids)
 
-    def _scores(self, ids_BS: Tensor) -> Tensor:
-        if self.importance is None:
-            return torch.zeros(ids_BS.shape, dtype=torch.float32, device=ids_BS.device)
-        return self.importance.lookup(ids_BS)
+    def _documents(self, ids_BS: Tensor) -> Tensor | None:
+        """Number of the document that each position belongs to, its separator included: int32 (B, S)."""
+        if self.document_end is None:
+            return None
+        ends_BS = (ids_BS == self.document_end).int()
+        return (ends_BS.cumsum(1) - ends_BS).int()
 
-    def _tail(self, hidden_BSD: Tensor, positions_BM: Tensor, labels_BM: Tensor) -> PathOutput:
+    def _tail(
+        self,
+        hidden_BSD: Tensor,
+        positions_BM: Tensor,
+        labels_BM: Tensor,
+        segments_BS: Tensor | None,
+        mask: Mask | None,
+        row_seed_B: Tensor,
+        sum_count_2V: Tensor | None,
+    ) -> PathOutput:
         *whole, last_layer = self.bert.layers[self.plan.tail]
         for layer in whole:
-            hidden_BSD = layer(hidden_BSD)
+            hidden_BSD = layer(hidden_BSD, None, mask, row_seed_B)
         if self.objective.semantic_positions == "all":
-            last = last_layer(hidden_BSD)
+            last = last_layer(hidden_BSD, None, mask, row_seed_B)
             targets_BMD = gather_rows(last, positions_BM)
         else:
             outputs_BQ = torch.cat([torch.zeros_like(positions_BM[:, :1]), positions_BM], dim=1)
-            last = last_layer(gather_rows(hidden_BSD, outputs_BQ), hidden_BSD)
+            if segments_BS is not None:
+                mask = segment_mask(segments_BS.gather(1, outputs_BQ), segments_BS)
+            last = last_layer(gather_rows(hidden_BSD, outputs_BQ), hidden_BSD, mask, row_seed_B)
             targets_BMD = last[:, 1:]
-        logits_BMV = self.bert.logits(targets_BMD)
-        is_correct_BM = None if self.training else logits_BMV.argmax(-1) == labels_BM
-        return PathOutput(hidden_BSD, last, token_losses(logits_BMV, labels_BM), is_correct_BM)
+        logits_NV = self.bert.logits(targets_BMD.flatten(0, 1))
+        losses_BM = token_losses(logits_NV, labels_BM.flatten(), sum_count_2V).view(labels_BM.shape)
+        is_correct_BM = None if self.training else logits_NV.argmax(-1).view(labels_BM.shape) == labels_BM
+        return PathOutput(hidden_BSD, last, losses_BM, is_correct_BM)
 
     def _combine(
         self, drop: PathOutput | None, full: PathOutput | None, ids_BS: Tensor

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from sctd.errors import UserError
+from sctd.train.cpu import keep_freed_memory, share_cores
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def init_world() -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        _share_cores()
+        share_cores()
+        keep_freed_memory()
         # DeepSpeed would compile its shared-memory collectives on first use: that takes a C++ compiler and half a
         # minute, for reductions whose order gloo fixes anyway.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -61,15 +63,6 @@ def _refuse_other_launchers() -> None:
 def barrier() -> None:
     if dist.get_world_size() > 1:
         dist.barrier()
-
-
-def _share_cores() -> None:
-    """Ranks on one machine split its cores, unless the user has said how many threads each gets."""
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        return
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _free_port() -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _FREE_AT_RESUME = {
     "run.dir", "run.examples", "data.corpus", "train.stop_at", "train.log_every", "train.valid_every",
     "train.valid_rows", "train.save_every", "train.keep_checkpoints", "train.micro_batch_size",
+    "train.checkpoint_activations",
 }  # fmt: skip
 
 
@@ -66,13 +68,9 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     shape = bert_shape(config, manifest)
     run_dir = Path(config.run.dir)
     _check_run_dir(run_dir, resume)
-    try:
-        backend()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     world = init_world()
+    _check_device(config, world.device.type)
     say = print if world.is_main else _silent
     config, ds_config = resolve(config, user_json, world.size)
     if resume:
@@ -116,13 +114,18 @@ def _build(
     per_layer = arm.selection is Selection.RANDOM_PER_LAYER
     always = (special.cls, special.sep, special.mask, special.unk)
     model = PretrainingModel(
-        Bert(shape),
+        Bert(shape, config.model.layer_norm, config.train.checkpoint_activations),
         arm.layer_plan(config.model),
         config.objective,
-        TokenDropping(always, special.pad, per_layer) if arm.drops else None,
+        TokenDropping(shape.vocab_size, always, special.pad, per_layer, world.device) if arm.drops else None,
         importance,
         arm.needs_full_path(config.objective),
+        special.sep if config.attention.scope == "document" else None,
     )
+    if config.train.compile:
+        if importance is not None:  # CUDA graphs write into it in place
+            torch._dynamo.mark_static_address(importance.sum_count_2V)
+        model.compile(fullgraph=True, mode="reduce-overhead" if config.train.cuda_graphs else None)
     hook = HybridScheduleHook(
         drops=arm.drops,
         interval=config.objective.interval if arm.aligns else 0,
@@ -188,6 +191,28 @@ def _check_run_dir(run_dir: Path, resume: bool) -> None:
         )
     if resume and not run_dir.is_dir():
         raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
+
+
+def _check_device(config: Config, device: str) -> None:
+    """What this machine must have for what the configuration asks for."""
+    try:
+        backend(device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.train.cuda_graphs and device != "cuda":
+        raise UserError(f"train.cuda_graphs is true, but this runs on {device}: set it to false, or use a GPU")
+    if config.attention.scope == "document" and device == "cuda" and config.model.attention_dropout:
+        raise UserError(
+            "attention.scope is document, and model.attention_dropout is "
+            f"{config.model.attention_dropout}: block masks on GPUs have no dropout, set it to 0"
+        )
+    if config.model.layer_norm == "apex" and importlib.util.find_spec("apex") is None:
+        raise UserError(
+            "model.layer_norm is apex, but apex is not installed: build it from github.com/NVIDIA/apex "
+            "with --cpp_ext and --cuda_ext, or use model.layer_norm=native"
+        )
+    if config.train.compile and device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UserError("train.compile is true, but there is no C++ compiler: install g++, or set it to false")
 
 
 def _check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> None:

@@ -1,0 +1,98 @@
+"""Elementwise work in plain torch. Legend: B rows, T positions a row, R = B x T, D columns, W = D/2 rounded up."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sctd_kernels.hashing import hash_positions, mix_rows
+
+_CHUNK = 512  # rows a pass, so that the passes over a chunk find it in a CPU's cache
+_HALF = 1 << 15
+_COLUMN = 0x9E3779B9
+
+
+def _int32(unsigned: int) -> int:
+    return unsigned - (1 << 32) if unsigned >= 1 << 31 else unsigned
+
+
+def _xor_shift(x: Tensor, bits: int) -> None:
+    x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))  # int32 shifts drag the sign along
+
+
+def _keep_mask(key_R: Tensor, width: int, threshold: int) -> Tensor:
+    """bool (R, D): the finaliser of MurmurHash3 on (row key xor column key), one hash for two columns."""
+    columns = (width + 1) // 2
+    column_W = (torch.arange(columns, device=key_R.device) * _COLUMN).to(torch.int32)
+    x_RW = key_R[:, None] ^ column_W
+    _xor_shift(x_RW, 16)
+    x_RW.mul_(_int32(0x85EBCA6B))
+    _xor_shift(x_RW, 13)
+    x_RW.mul_(_int32(0xC2B2AE35))
+    _xor_shift(x_RW, 16)
+    return (x_RW.view(torch.int16) >= threshold - _HALF)[:, :width]
+
+
+def _row_keys(row_seed_B: Tensor, site: int, length: int) -> Tensor:
+    return hash_positions(mix_rows(row_seed_B, site), length).to(torch.int32).flatten()
+
+
+def _scale(threshold: int) -> float:
+    return 2 * _HALF / (2 * _HALF - threshold)
+
+
+def _chunks(rows: int) -> range:
+    step = rows if torch.compiler.is_compiling() else _CHUNK
+    return range(0, rows, step)
+
+
+def dropout(x_BTD: Tensor, row_seed_B: Tensor, site: int, threshold: int) -> Tensor:
+    rows, length, width = x_BTD.shape
+    mask = _keep_mask(_row_keys(row_seed_B, site, length), width, threshold)
+    return torch.where(mask.view(x_BTD.shape), x_BTD, 0.0) * _scale(threshold)
+
+
+def add_norm(
+    x_BTD: Tensor,
+    residual_BTD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    row_seed_B: Tensor,
+    site: int,
+    threshold: int,
+) -> tuple[Tensor, ...]:
+    """The normalised sum, then what the backward needs: the sum itself, mean, 1/deviation and the mask."""
+    width = x_BTD.shape[-1]
+    x_RD, residual_RD = x_BTD.reshape(-1, width), residual_BTD.reshape(-1, width)
+    key_R = _row_keys(row_seed_B, site, x_BTD.shape[1])
+    sums, masks = [], []
+    step = _chunks(len(key_R)).step
+    for start in _chunks(len(key_R)):
+        part = slice(start, start + step)
+        mask = _keep_mask(key_R[part], width, threshold)
+        kept = torch.where(mask, x_RD[part], 0.0)
+        sums.append(torch.add(residual_RD[part], kept, alpha=_scale(threshold)))
+        masks.append(mask)
+    sum_BTD = torch.cat(sums).view(x_BTD.shape)
+    out, mean, rstd = torch.native_layer_norm(sum_BTD, (width,), weight_D, bias_D, eps)
+    return out.to(residual_BTD.dtype), sum_BTD, mean, rstd, torch.cat(masks).view(x_BTD.shape)
+
+
+def add_norm_backward(
+    grad_BTD: Tensor,
+    weight_D: Tensor,
+    row_seed_B: Tensor,
+    saved: Sequence[Tensor],
+    site: int,
+    threshold: int,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, residual, weight and bias."""
+    sum_BTD, mean, rstd, mask = saved
+    width = (sum_BTD.shape[-1],)
+    grad_sum, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_BTD.contiguous(), sum_BTD, width, mean, rstd, weight_D, weight_D, [True, True, True]
+    )
+    grad_x = torch.where(mask, grad_sum, 0.0).mul_(_scale(threshold)).to(x_dtype)
+    return grad_x, grad_sum, grad_weight, grad_bias
