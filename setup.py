@@ -43,6 +43,8 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "matplotlib>=3.9",
+            # Comes with torch's CUDA builds; the tests run its kernels under its interpreter.
+            "triton>=3.6; sys_platform == 'linux'",
         ],
     },
     entry_points={"console_scripts": ["sctd=sctd.cli:main"]},

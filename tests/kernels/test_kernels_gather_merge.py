@@ -1,30 +1,27 @@
 """Gather and merge against torch.gather and torch.scatter, and their gradients against finite differences."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sctd_kernels import Selection, gather, gather_rows, merge, select
+from kernel_checks import check_moves, numbers, random_selection
+from sctd_kernels import Selection, gather, gather_rows, merge, select, split
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def make(rows: int, length: int, keep: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32):
     """Hidden states, kept states and a selection."""
-    rng = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, length, width, generator=rng).to(dtype)
-    kept = torch.randn(rows, keep, width, generator=rng).to(dtype)
-    scores = torch.randn(rows, length, generator=rng)
-    return hidden, kept, select(scores, keep, torch.randint(2**62, (rows,), generator=rng))
+    hidden = numbers(rows, length, width, seed=seed, dtype=dtype)
+    kept = numbers(rows, keep, width, seed=seed + 1, dtype=dtype)
+    return hidden, kept, random_selection(rows, length, keep, seed)
 
 
-def wide(index_BK: Tensor, width: int) -> Tensor:
-    return index_BK[:, :, None].expand(-1, -1, width)
-
-
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=150)
 @given(
     rows=st.integers(1, 4),
     length=st.integers(1, 33),
@@ -34,20 +31,7 @@ def wide(index_BK: Tensor, width: int) -> Tensor:
 )
 def test_forward_and_backward_equal_torch(rows: int, length: int, width: int, dtype: torch.dtype, data) -> None:
     keep = data.draw(st.integers(1, length))
-    hidden, kept, selection = make(rows, length, keep, width, data.draw(st.integers(0, 1000)), dtype)
-    index = wide(selection.kept_BK, width)
-    results = []
-    for own in (True, False):
-        h, k = hidden.clone().requires_grad_(), kept.clone().requires_grad_()
-        taken = gather(h, selection) if own else h.gather(1, index)
-        merged = merge(h, k, selection) if own else h.scatter(1, index, k)
-        weight = torch.arange(merged.numel()).view_as(merged).remainder(7).to(dtype)
-        merged_grads = torch.autograd.grad((merged * weight).sum(), (h, k))
-        (taken_grad,) = torch.autograd.grad((taken * weight[:, :keep]).sum(), h)
-        results.append((taken, merged, *merged_grads, taken_grad))
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == theirs.dtype == dtype
-        assert torch.equal(ours, theirs)
+    check_moves(rows, length, keep, width, dtype, seed=data.draw(st.integers(0, 1000)))
 
 
 @pytest.mark.parametrize("index_kind", ["ascending", "shuffled"])
@@ -72,6 +56,15 @@ def test_merge_puts_each_row_in_its_place() -> None:
 def test_merge_undoes_gather() -> None:
     hidden, _, selection = make(4, 32, 16, 8)
     assert torch.equal(merge(hidden, gather(hidden, selection), selection), hidden)
+
+
+def test_the_rest_of_a_split_is_no_copy() -> None:
+    hidden, _, selection = make(2, 8, 4, 3)
+    _, rest = split(hidden, selection)
+    assert rest.data_ptr() == hidden.data_ptr() and torch.equal(rest, hidden)
+    hidden.requires_grad_()
+    kept, rest = split(hidden, selection)
+    assert kept.grad_fn is rest.grad_fn, "two nodes would add up their gradients in a pass of its own"
 
 
 def test_inputs_are_left_alone() -> None:
@@ -105,18 +98,22 @@ def test_gradients_of_gather_and_merge_alone(length: int, keep: int) -> None:
     hidden.requires_grad_(), kept.requires_grad_()
     assert torch.autograd.gradcheck(lambda h: gather(h, selection), (hidden,))
     assert torch.autograd.gradcheck(lambda h: gather_rows(h, selection.kept_BK.flip(1)), (hidden,))
+    assert torch.autograd.gradcheck(lambda h: split(h, selection), (hidden,))
+    assert torch.autograd.gradcheck(lambda h: split(h, selection)[0], (hidden,))
+    assert torch.autograd.gradcheck(lambda h: split(h, selection)[1], (hidden,))
     assert torch.autograd.gradcheck(lambda h, k: merge(h, k, selection), (hidden, kept))
 
 
-def test_gradients_of_split_and_merge_with_another_consumer() -> None:
-    """As in the model: hidden is gathered, is the context of the kept tokens, is merged, and has one use more."""
+@pytest.mark.parametrize("one_node", [True, False])
+def test_gradients_of_split_and_merge_with_another_consumer(one_node: bool) -> None:
+    """As in the model: hidden is split, is the context of the kept tokens, is merged, and has one use more."""
     hidden, _, selection = make(2, 7, 3, 4, dtype=torch.float64)
     hidden.requires_grad_()
 
     def middle(h: Tensor) -> tuple[Tensor, Tensor]:
-        kept = gather(h, selection)
+        kept, rest = split(h, selection) if one_node else (gather(h, selection), h)
         mixed = torch.softmax(kept @ h.transpose(1, 2), dim=-1) @ h
-        return merge(h, torch.tanh(kept * 1.5 + mixed), selection), h.square()
+        return merge(rest, torch.tanh(kept * 1.5 + mixed), selection), h.square()
 
     assert torch.autograd.gradcheck(middle, (hidden,))
 
@@ -134,6 +131,10 @@ MISFITS = [
     (torch.zeros(2, 8, 3), torch.zeros(3, 4, dtype=torch.long)),
     (torch.zeros(2, 8), torch.zeros(2, 4, dtype=torch.long)),
     (torch.zeros(2, 8, 3), torch.zeros(4, dtype=torch.long)),
+    (torch.zeros(2, 8, 3), torch.zeros(2, 4, dtype=torch.int32)),
+    (torch.zeros(2, 8, 3), torch.zeros(2, 4, dtype=torch.long, device="meta")),
+    (torch.zeros(2, 8, 3), torch.full((2, 4), 8)),
+    (torch.zeros(2, 8, 3), torch.full((2, 4), -1)),
 ]
 
 
@@ -141,7 +142,8 @@ MISFITS = [
 def test_gather_refuses_misfits_with_their_shapes(hidden: Tensor, index: Tensor) -> None:
     with pytest.raises(ValueError, match="gather") as caught:
         gather_rows(hidden, index)
-    assert str(tuple(hidden.shape)) in str(caught.value) and str(tuple(index.shape)) in str(caught.value)
+    said = str(caught.value)
+    assert str(tuple(hidden.shape)) in said and (str(tuple(index.shape)) in said or "out of range" in said)
 
 
 def chosen(rows: int = 2, length: int = 8, keep: int = 4) -> Selection:
@@ -169,3 +171,29 @@ def test_merge_refuses_misfits_with_their_shapes(hidden: Tensor, kept: Tensor, s
 def test_merge_refuses_mixed_dtypes() -> None:
     with pytest.raises(ValueError, match=r"merge.*float32.*bfloat16"):
         merge(torch.zeros(2, 8, 3), torch.zeros(2, 4, 3, dtype=torch.bfloat16), chosen())
+
+
+@pytest.mark.parametrize("take", [gather, split])
+@pytest.mark.parametrize(
+    ("hidden", "selection"),
+    [(torch.zeros(2, 9, 3), chosen()), (torch.zeros(1, 8, 3), chosen()), (torch.zeros(2, 8), chosen())],
+)
+def test_split_and_gather_refuse_misfits(take: Any, hidden: Tensor, selection: Selection) -> None:
+    with pytest.raises(ValueError, match=take.__name__) as caught:
+        take(hidden, selection)
+    assert str(tuple(hidden.shape)) in str(caught.value) and "(2, 4) out of 8" in str(caught.value)
+
+
+@pytest.mark.parametrize("take", [gather, split])
+def test_split_and_gather_refuse_another_device(take: Any) -> None:
+    with pytest.raises(ValueError, match="meta.*cpu"):
+        take(torch.zeros(2, 8, 3, device="meta"), chosen())
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (2, 8, 0)])
+def test_nothing_to_move(shape: tuple[int, int, int]) -> None:
+    hidden = torch.zeros(shape, requires_grad=True)
+    selection = chosen(rows=shape[0])
+    kept, rest = split(hidden, selection)
+    merge(rest, kept, selection).sum().backward()
+    assert kept.shape == (shape[0], 4, shape[2]) and hidden.grad is not None and hidden.grad.shape == shape

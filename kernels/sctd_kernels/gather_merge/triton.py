@@ -89,7 +89,8 @@ def _launch(
     columns = min(1024, even if even >= 128 else triton.next_power_of_2(width))
     rows = max(1, _TILE // columns)
     grid = triton.cdiv(total, rows), triton.cdiv(width, columns)
-    kernel[grid](*tensors, total, length, keep, width, ROWS=rows, COLUMNS=columns, **constants)
+    with torch.cuda.device_of(tensors[-1]):  # Triton launches on the current device
+        kernel[grid](*tensors, total, length, keep, width, ROWS=rows, COLUMNS=columns, **constants)
 
 
 def gather(hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
@@ -133,19 +134,27 @@ def merge_backward(grad_BSD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> tup
     return grad_hidden_BSD, grad_kept_BKD
 
 
-# For compilation ahead of time: kernel, types of its arguments, values of its constants; other pointers are None.
-_SIZES = {"total": "i32", "length": "i32", "keep": "i32", "width": "i32"}
-_SHAPE = {"ROWS": 8, "COLUMNS": 256}
-KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = []
-for _type in ("*fp32", "*bf16", "*fp16"):
-    _gathered = {"hidden_ptr": _type, "index_ptr": "*i64", "out_ptr": _type, **_SIZES}
-    _added = {"kept_ptr": _type, "inverse_ptr": "*i64", "out_ptr": _type, **_SIZES}
-    _merged = {"rest_ptr": _type, **_added}
-    _parted = {"grad_ptr": _type, "inverse_ptr": "*i64", "hidden_ptr": _type, "kept_ptr": _type, **_SIZES}
-    KERNELS += [
-        (_gather_kernel, _gathered, _SHAPE),
-        (_merge_kernel, _merged, {"ADD": False, **_SHAPE}),
-        (_merge_kernel, _merged, {"ADD": True, **_SHAPE}),
-        (_merge_kernel, _added, {"ADD": True, **_SHAPE}),
-        (_merge_backward_kernel, _parted, {"ROWS": 2, "COLUMNS": 1024}),
+_Listed = list[tuple[Any, dict[str, str], dict[str, Any]]]
+
+
+def _for_type(kind: str) -> _Listed:
+    gathered = {"hidden_ptr": kind, "index_ptr": "*i64", "out_ptr": kind}
+    added = {"kept_ptr": kind, "inverse_ptr": "*i64", "out_ptr": kind}
+    merged = {"rest_ptr": kind, **added}
+    parted = {"grad_ptr": kind, "inverse_ptr": "*i64", "hidden_ptr": kind, "kept_ptr": kind}
+    sizes = {"total": "i32", "length": "i32", "keep": "i32", "width": "i32"}
+    common = {"ROWS": 8, "COLUMNS": 256}
+    single = {"ROWS": 2048, "COLUMNS": 1, **dict.fromkeys(sizes, 1)}  # Triton turns sizes of 1 into constants
+    listed: _Listed = [
+        (_gather_kernel, gathered, {}),
+        (_merge_kernel, merged, {"ADD": False}),
+        (_merge_kernel, merged, {"ADD": True}),
+        (_merge_kernel, added, {"ADD": True}),
+        (_merge_backward_kernel, parted, {}),
     ]
+    usual: _Listed = [(kernel, {**types, **sizes}, {**values, **common}) for kernel, types, values in listed]
+    return usual + [(kernel, types, {**values, **single}) for kernel, types, values in listed]
+
+
+# For compilation ahead of time: kernel, types of its arguments, values of its constants; other pointers are None.
+KERNELS: _Listed = [entry for kind in ("*fp32", "*bf16", "*fp16") for entry in _for_type(kind)]

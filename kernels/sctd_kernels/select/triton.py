@@ -35,11 +35,14 @@ def _fmix32(x):
 @triton.jit
 def _ordered(score):
     """uint32 that orders as the score does, in integers only: -0.0 as 0.0, NaN as -inf."""
-    bits = score.to(tl.float32).to(tl.uint32, bitcast=True)
+    if score.dtype == tl.bfloat16:  # the upper half of a float32; the interpreter's cast loses subnormal numbers
+        bits = score.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    else:
+        bits = score.to(tl.float32).to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     bits = tl.where(magnitude == 0, 0, bits)
     bits = tl.where(magnitude > 0x7F800000, 0xFF800000, bits)
-    return tl.where((bits >> 31) == 1, ~bits, bits | 0x80000000)
+    return tl.where((bits >> 31) == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
@@ -139,25 +142,26 @@ def select(
         return selection
     block = triton.next_power_of_2(length)
     tile = min(triton.next_power_of_2(rows), max(1, _TILE // block)) if _INTERPRETED else 1
-    _select_kernel[(triton.cdiv(rows, tile),)](
-        scores_BS.contiguous(),
-        None if table_V is None else table_V.contiguous(),
-        row_seed_B.contiguous(),
-        _bytes(forced_keep_BS),
-        _bytes(forced_drop_BS),
-        *_two(carry),
-        kept_BK,
-        dropped_BN,
-        inverse_BS,
-        *_two(carried),
-        rows,
-        length,
-        keep,
-        0 if table_V is None else len(table_V),
-        ROWS=tile,
-        BLOCK_S=block,
-        num_warps=max(1, min(16, block // 256)),
-    )
+    with torch.cuda.device_of(scores_BS):  # Triton launches on the current device
+        _select_kernel[(triton.cdiv(rows, tile),)](
+            scores_BS.contiguous(),
+            None if table_V is None else table_V.contiguous(),
+            row_seed_B.contiguous(),
+            _bytes(forced_keep_BS),
+            _bytes(forced_drop_BS),
+            *_two(carry),
+            kept_BK,
+            dropped_BN,
+            inverse_BS,
+            *_two(carried),
+            rows,
+            length,
+            keep,
+            0 if table_V is None else len(table_V),
+            ROWS=tile,
+            BLOCK_S=block,
+            num_warps=max(1, min(16, block // 256)),
+        )
     return selection
 
 
@@ -175,12 +179,15 @@ def _two(carry: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
 
 # For compilation ahead of time: kernel, types of its arguments, values of its constants; other pointers are None.
 _SIZES = {"rows": "i32", "length": "i32", "keep": "i32", "vocabulary": "i32"}
-_RESULTS = {"seed_ptr": "*i64", "kept_ptr": "*i64", "dropped_ptr": "*i64", "inverse_ptr": "*i64", **_SIZES}
+_SIZES_OF_1 = dict.fromkeys(_SIZES, 1)  # which Triton turns into constants
+_MAPS = {"seed_ptr": "*i64", "kept_ptr": "*i64", "dropped_ptr": "*i64", "inverse_ptr": "*i64"}
+_TABLE = {"scores_ptr": "*i64", "table_ptr": "*fp32", **_MAPS}
 _FORCED = {"forced_keep_ptr": "*u8", "forced_drop_ptr": "*u8"}
 _CARRY = {"carry0_ptr": "*u8", "carried0_ptr": "*u8", "carry1_ptr": "*i64", "carried1_ptr": "*i64"}
 KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    (_select_kernel, {"scores_ptr": "*i64", "table_ptr": "*fp32", **_CARRY, **_RESULTS}, {"ROWS": 1, "BLOCK_S": 512}),
-    (_select_kernel, {"scores_ptr": "*fp32", **_FORCED, **_RESULTS}, {"ROWS": 1, "BLOCK_S": 8192}),
-    (_select_kernel, {"scores_ptr": "*bf16", **_FORCED, **_CARRY, **_RESULTS}, {"ROWS": 1, "BLOCK_S": 1}),
-    (_select_kernel, {"scores_ptr": "*fp16", **_RESULTS}, {"ROWS": 1, "BLOCK_S": 128}),
+    (_select_kernel, {**_TABLE, **_CARRY, **_SIZES}, {"ROWS": 1, "BLOCK_S": 512}),
+    (_select_kernel, {**_TABLE, **_CARRY}, {"ROWS": 1, "BLOCK_S": 1, **_SIZES_OF_1}),
+    (_select_kernel, {"scores_ptr": "*fp32", **_FORCED, **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 8192}),
+    (_select_kernel, {"scores_ptr": "*bf16", **_FORCED, **_CARRY, **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 2}),
+    (_select_kernel, {"scores_ptr": "*fp16", **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 128}),
 ]

@@ -1,0 +1,85 @@
+"""The same run with every backend of the kernels: 200 steps of the demo recipe, and how far the losses part.
+
+    python benchmarks/backends.py --corpus runs/demo-corpus
+
+Runs torch (the reference) and every other backend that this machine has: Triton on a GPU or under its interpreter, CUDA
+C++ on a GPU. `NAME, selection only` takes that backend for select, gather and merge alone, and torch for the rest: in
+float32 this must be the reference's run, bit for bit. Writes results/backends-<device>.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sctd.bench.result import device_name, write_result
+
+# In a child process, so that each backend is chosen as a user chooses it; the patch is for `selection only`.
+CHILD = """
+import sys
+from sctd.cli import main
+from sctd_kernels import cross_entropy, elementwise
+if sys.argv.pop(1) == "selection":
+    for package in (cross_entropy, elementwise):
+        package._ops = lambda device_type, package=package: package.reference
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def run(backend: str, part: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Losses of every step, and a hash of the final weights."""
+    overrides = [
+        f"data.corpus={args.corpus}", f"run.dir={folder}", f"train.stop_at={args.steps}", "train.log_every=1",
+        "train.valid_every=0", "run.examples=[]", f"train.save_every={args.steps}",
+    ]  # fmt: skip
+    start = time.perf_counter()
+    environment = os.environ | {"SCTD_KERNELS": backend}
+    if backend == "triton" and not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-c", CHILD, part, "pretrain", "demo", *overrides]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    weights = next(folder.glob("checkpoints/step-*/model.safetensors"))
+    return {
+        "losses": [record["loss"] for record in records],
+        "valid_loss": records[-1]["valid_loss"],
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="rows of 128 tokens, as `make pretrain` prepares them")
+    parser.add_argument("--work", type=Path, default=Path("runs/backends"))
+    parser.add_argument("--steps", type=int, default=200)
+    args = parser.parse_args()
+    others = ["triton", "cuda"] if torch.cuda.is_available() else ["triton"]
+    reference = run("torch", "all", args, args.work / "torch")
+    results: dict[str, Any] = {"torch": reference}
+    for backend in others:
+        for part in ("selection", "all"):
+            name = f"{backend}, selection only" if part == "selection" else backend
+            found = run(backend, part, args, args.work / f"{backend}-{part}")
+            pairs = list(zip(found["losses"], reference["losses"], strict=True))
+            found["largest_difference"] = max(abs(one - other) for one, other in pairs)
+            found["bitwise"] = found["weights_sha256"] == reference["weights_sha256"] and all(a == b for a, b in pairs)
+            results[name] = found
+    for name, found in results.items():
+        how = "reference" if name == "torch" else "bit for bit" if found["bitwise"] else f"within {found['largest_difference']:.1e}"
+        first, last = found["losses"][0], found["losses"][-1]
+        print(f"{name:<24} loss {first:.4f} -> {last:.4f}, held-out {found['valid_loss']:.6f}, {how}, {found['seconds']} s")
+    device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    print(write_result(f"backends-{device}", {"recipe": "demo", "steps": args.steps, "runs": results}))
+
+
+if __name__ == "__main__":
+    main()
