@@ -11,7 +11,7 @@ TESTS ?=
 # Called again, `make pretrain` continues the run that is there.
 RESUME = $(if $(wildcard $(RUNS)/demo/checkpoints/latest),--resume)
 
-.PHONY: pretrain test lint clean
+.PHONY: pretrain test bench lint clean
 .DELETE_ON_ERROR:
 
 # torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time.
@@ -27,6 +27,9 @@ pretrain: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest $(TESTS)
+
+bench: .venv/ready
+	$(BIN)/sctd bench bert-base-sctd model.attention_dropout=0 --out benchmarks/results $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

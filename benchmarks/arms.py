@@ -9,7 +9,6 @@ results/arms-<device>.json and docs/arms.png. An arm whose run is complete in --
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 
 import matplotlib
 
-from common import device_name, write_result
+from sctd.bench.result import write_result
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ARMS = {"baseline": "#666666", "token-drop": "#d1742b", "sctd": "#2b6cb0"}
+RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -75,13 +75,12 @@ def main() -> None:
     entropy = manifest["unigram_entropy"]
     DOCS.mkdir(exist_ok=True)
     draw(curves, entropy, DOCS / "arms.png")
-    name = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
     result = {
         "recipe": "bert-mini", "ranks": args.ranks, "zero_stage": 1, "precision": "fp32", "steps": args.steps,
         "batch": "64x128", "source": Path(args.source).name, "unigram_entropy": entropy,
         "curves": curves,
     }  # fmt: skip
-    path = write_result(f"arms-{name}", result)
+    path = write_result(RESULTS, "arms", result)
     for arm, points in curves.items():
         print(f"{arm:<12} held-out loss {points[0]['valid_loss']:.3f} -> {points[-1]['valid_loss']:.3f}")
     print(f"unigram entropy {entropy:.3f}; written {path.name} and docs/arms.png")

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from typing import Any
 
 import torch
 
-from sctd.bench.result import device_name, write_result
+from sctd.bench.result import write_result
+
+RESULTS = Path(__file__).parent / "results"
 
 # In a child process, so that each backend is chosen as a user chooses it; the patch is for `selection only`.
 CHILD = """
@@ -58,7 +59,9 @@ def run(backend: str, part: str, args: argparse.Namespace, folder: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="rows of 128 tokens, as `make pretrain` prepares them")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="rows of 128 tokens, as `make pretrain` prepares them"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/backends"))
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
@@ -74,11 +77,16 @@ def main() -> None:
             found["bitwise"] = found["weights_sha256"] == reference["weights_sha256"] and all(a == b for a, b in pairs)
             results[name] = found
     for name, found in results.items():
-        how = "reference" if name == "torch" else "bit for bit" if found["bitwise"] else f"within {found['largest_difference']:.1e}"
+        how = (
+            "reference"
+            if name == "torch"
+            else "bit for bit"
+            if found["bitwise"]
+            else f"within {found['largest_difference']:.1e}"
+        )
         first, last = found["losses"][0], found["losses"][-1]
-        print(f"{name:<24} loss {first:.4f} -> {last:.4f}, held-out {found['valid_loss']:.6f}, {how}, {found['seconds']} s")
-    device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
-    print(write_result(f"backends-{device}", {"recipe": "demo", "steps": args.steps, "runs": results}))
+        print(f"{name:<24} loss {first:.4f} -> {last:.4f}, valid {found['valid_loss']:.6f}, {how}, {found['seconds']}s")
+    print(write_result(RESULTS, "backends", {"recipe": "demo", "steps": args.steps, "runs": results}))
 
 
 if __name__ == "__main__":

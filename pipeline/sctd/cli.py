@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_Parser)
     _add_prepare(verbs.add_parser("prepare", help="raw text -> tokenizer and packed rows"))
     _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
+    _add_bench(verbs.add_parser("bench", help="time every arm, and the kernels, on this machine"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
     return parser
 
@@ -99,6 +100,19 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(call=_export)
 
 
+def _add_bench(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", nargs="?", default="bert-base-sctd", help="its model is measured (default %(default)s)")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    verb.add_argument(
+        "--sizes", default="4x512,16x128", metavar="ROWSxLENGTH,...", help="batches to measure (default %(default)s)"
+    )
+    verb.add_argument("--rounds", type=int, default=5, help="a median is over so many (default %(default)s)")
+    verb.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="of the results (default: here)")
+    verb.add_argument("--kernels", action="store_true", help="measure the kernels instead of whole steps")
+    verb.add_argument("--profile", action="store_true", help="trace one DROP and one ALIGN step instead")
+    verb.set_defaults(call=_bench)
+
+
 def _prepare(args: argparse.Namespace) -> None:
     from sctd.corpus.prepare import prepare
 
@@ -119,6 +133,15 @@ def _pretrain(args: argparse.Namespace) -> None:
     from sctd.train.pretrain import pretrain
 
     pretrain(config, resume=args.resume, deepspeed_config=args.deepspeed_config)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    if "=" in args.recipe:  # no recipe given: the first override stands in its place
+        args.recipe, args.overrides = "bert-base-sctd", [args.recipe, *args.overrides]
+    config = load_config(args.recipe, args.overrides)
+    from sctd.bench import bench
+
+    bench(config, args.recipe, args.sizes, args.rounds, args.out, args.kernels, args.profile)
 
 
 def _export(args: argparse.Namespace) -> None:

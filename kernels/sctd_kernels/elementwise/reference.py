@@ -41,9 +41,9 @@ def _scale(threshold: int) -> float:
     return 2 * _HALF / (2 * _HALF - threshold)
 
 
-def _chunks(rows: int) -> range:
+def _chunks(rows: int) -> list[slice]:
     step = rows if torch.compiler.is_compiling() else _CHUNK
-    return range(0, rows, step)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def dropout(x_BTD: Tensor, row_seed_B: Tensor, site: int, threshold: int) -> Tensor:
@@ -63,20 +63,17 @@ def add_norm(
     threshold: int,
 ) -> tuple[Tensor, ...]:
     """The normalised sum, then what the backward needs: the sum itself, mean, 1/deviation and the mask."""
-    width = x_BTD.shape[-1]
+    width, scale = x_BTD.shape[-1], _scale(threshold)
     x_RD, residual_RD = x_BTD.reshape(-1, width), residual_BTD.reshape(-1, width)
     key_R = _row_keys(row_seed_B, site, x_BTD.shape[1])
-    sums, masks = [], []
-    step = _chunks(len(key_R)).step
-    for start in _chunks(len(key_R)):
-        part = slice(start, start + step)
-        mask = _keep_mask(key_R[part], width, threshold)
-        kept = torch.where(mask, x_RD[part], 0.0)
-        sums.append(torch.add(residual_RD[part], kept, alpha=_scale(threshold)))
-        masks.append(mask)
-    sum_BTD = torch.cat(sums).view(x_BTD.shape)
+    sum_RD = torch.empty_like(residual_RD)
+    mask_RD = torch.empty(residual_RD.shape, dtype=torch.bool, device=residual_RD.device)
+    for part in _chunks(len(key_R)):
+        mask_RD[part] = _keep_mask(key_R[part], width, threshold)
+        sum_RD[part] = torch.add(residual_RD[part], torch.where(mask_RD[part], x_RD[part], 0.0), alpha=scale)
+    sum_BTD = sum_RD.view(x_BTD.shape)
     out, mean, rstd = torch.native_layer_norm(sum_BTD, (width,), weight_D, bias_D, eps)
-    return out.to(residual_BTD.dtype), sum_BTD, mean, rstd, torch.cat(masks).view(x_BTD.shape)
+    return out.to(residual_BTD.dtype), sum_BTD, mean, rstd, mask_RD.view(x_BTD.shape)
 
 
 def add_norm_backward(

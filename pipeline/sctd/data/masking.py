@@ -27,6 +27,11 @@ class MaskedRows:
     labels_BM: NDArray[np.int64]
 
 
+def target_count(probability: float, length: int) -> int:
+    """M of a row of `length` tokens: the same for every row, so that shapes are static."""
+    return max(1, round(probability * length))
+
+
 class Masker:
     """Chooses and corrupts targets.
 
@@ -55,7 +60,7 @@ class Masker:
 
     def targets(self, length: int) -> int:
         """M of a row of `length` tokens."""
-        return max(1, round(self.probability * length))
+        return target_count(self.probability, length)
 
     def __call__(self, ids_BS: NDArray[np.integer], sample_B: NDArray[np.int64]) -> MaskedRows:
         """Mask rows.

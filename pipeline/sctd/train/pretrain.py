@@ -22,14 +22,12 @@ from sctd.corpus.prepare import load_corpus_tokenizer
 from sctd.data.masking import Masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
-from sctd.model.bert import Bert, BertShape
-from sctd.model.token_dropping import TokenDropping
-from sctd.objective.arms import ARMS, Selection
-from sctd.objective.importance import ImportanceTable
-from sctd.objective.pretraining import PretrainingModel
+from sctd.model.bert import BertShape
+from sctd.objective.arms import ARMS
+from sctd.objective.build import build_model
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train import checkpoint
-from sctd.train.accounting import StepFlops, device_peak
+from sctd.train.accounting import device_peak, step_flops
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, init_world
 from sctd.train.engine import build_engine, read_deepspeed_json, resolve
@@ -105,27 +103,9 @@ def _build(
     manifest: Manifest,
     tokenizer: Tokenizer,
 ) -> Run:
-    arm, seed, special = ARMS[config.arm], config.run.seed, manifest.special_ids
+    arm, seed = ARMS[config.arm], config.run.seed
     torch.manual_seed(seed)
-    importance = None
-    if arm.selection is Selection.IMPORTANCE:
-        beta = config.objective.importance_beta
-        importance = ImportanceTable(shape.vocab_size, special.all, beta, world.device)
-    per_layer = arm.selection is Selection.RANDOM_PER_LAYER
-    always = (special.cls, special.sep, special.mask, special.unk)
-    model = PretrainingModel(
-        Bert(shape, config.model.layer_norm, config.train.checkpoint_activations),
-        arm.layer_plan(config.model),
-        config.objective,
-        TokenDropping(shape.vocab_size, always, special.pad, per_layer, world.device) if arm.drops else None,
-        importance,
-        arm.needs_full_path(config.objective),
-        special.sep if config.attention.scope == "document" else None,
-    )
-    if config.train.compile:
-        if importance is not None:  # CUDA graphs write into it in place
-            torch._dynamo.mark_static_address(importance.sum_count_2V)
-        model.compile(fullgraph=True, mode="reduce-overhead" if config.train.cuda_graphs else None)
+    model = build_model(config, shape, manifest.special_ids, world.device)
     hook = HybridScheduleHook(
         drops=arm.drops,
         interval=config.objective.interval if arm.aligns else 0,
@@ -135,31 +115,21 @@ def _build(
     )
     engine = build_engine(model, config, ds_config, hook, world)
     masker = _masker(config, manifest, tokenizer)
-    targets = masker.targets(manifest.seq_len)
     micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
     share = Share(world.rank, world.size, micro, accumulation)
     rows = Rows(corpus, manifest, "train")
-    every_output = config.objective.semantic_positions == "all"
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
         world=world,
         engine=engine,
         hook=hook,
-        importance=importance,
+        importance=model.importance,
         stream=TrainStream(rows, masker, seed, share, pin=world.device.type == "cuda"),
         valid_rows=Rows(corpus, manifest, "valid"),
         masker=masker,
         tokenizer=tokenizer,
-        flops=StepFlops(
-            shape,
-            model.plan,
-            manifest.seq_len,
-            targets,
-            manifest.seq_len if every_output else 1 + targets,
-            model.align_full,
-            per_layer,
-        ),
+        flops=step_flops(config, shape, manifest.seq_len),
         peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
         identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest)},
         own_learning_rate="scheduler" not in ds_config,

@@ -1,7 +1,8 @@
-"""What every benchmark writes beside its numbers: device, versions, date."""
+"""What every measurement writes beside its numbers: device, versions, date."""
 
 import json
 import platform
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -9,11 +10,9 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def device_name() -> str:
-    """The GPU's name, or the CPU's with its number of cores."""
+    """The GPU's name, or the CPU's with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
@@ -31,9 +30,10 @@ def facts() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write `results/NAME.json` with the facts of this machine in front."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    """Write `FOLDER/NAME-<device>.json` with the facts of this machine in front."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    path = folder / f"{name}-{device}.json"
     path.write_text(json.dumps({**facts(), **result}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -1,0 +1,178 @@
+"""The paths that are compared: each is a model with a batch, and does a forward or a whole training step on call."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from sctd.bench.timing import DEVICE
+from sctd.config import Config
+from sctd.corpus.tokenizer import SpecialIds
+from sctd.data.masking import Masker
+from sctd.errors import UserError
+from sctd.model.bert import BertShape
+from sctd.model.convert import to_hf_config
+from sctd.model.token_dropping import kept_tokens
+from sctd.objective.build import build_model
+from sctd.objective.schedule import Phase
+from sctd.train.accounting import step_flops
+
+SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
+_VOCABULARY = 30522  # where the recipe leaves it to a corpus
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# name -> (arm, phase); in the order of the table
+OURS = {
+    "full": ("baseline", Phase.FULL),
+    "drop": ("token_drop", Phase.DROP),
+    "align": ("sctd", Phase.ALIGN),
+    "random_ltd": ("random_ltd", Phase.DROP),
+}
+PATHS = ("transformers", *OURS, "deepspeed_random_ltd")
+
+
+class Path:
+    """One of `PATHS` at one size, with fused AdamW.
+
+    Args:
+        flops: of one step, forward and backward, as the arm's mathematics needs them.
+    """
+
+    def __init__(self, name: str, config: Config, rows: int, length: int) -> None:
+        torch.manual_seed(0)
+        self.shape = make_shape(config, length)
+        batch = make_batch(config, self.shape.vocab_size, rows, length)
+        arm, phase = OURS.get(name, ("baseline", Phase.FULL))
+        config = replace(config, arm=arm)
+        keep = kept_tokens(config.model.keep_ratio, length)
+        self.model: nn.Module
+        if name == "transformers":
+            self.model, self._loss = _transformers(config, self.shape, batch)
+        else:
+            model = build_model(config, self.shape, SPECIAL, DEVICE)
+            if name == "deepspeed_random_ltd":
+                _wrap_in_random_ltd(model.bert.layers, keep)
+            self.model = model
+
+            def loss() -> Tensor:
+                value, _ = model(**batch, phase=phase, keep=keep)
+                if model.importance is not None:
+                    model.importance.commit(True)
+                return value
+
+            self._loss = loss
+        self.model.to(DEVICE).train()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self._precision = config.train.precision
+        flops_arm = "random_ltd" if name == "deepspeed_random_ltd" else arm
+        counted = step_flops(replace(config, arm=flops_arm), self.shape, length)
+        self.flops = rows * counted.row(Phase.DROP if name == "deepspeed_random_ltd" else phase, keep)
+
+    def forward(self) -> None:
+        """The forward of training, without what the backward would need."""
+        with torch.no_grad(), self._autocast():
+            self._loss()
+
+    def step(self) -> None:
+        """Forward, backward, optimizer."""
+        with self._autocast():
+            loss = self._loss()
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(DEVICE.type, _DTYPES[self._precision])
+
+
+def make_shape(config: Config, length: int) -> BertShape:
+    model = config.model
+    if length > model.max_positions:
+        raise UserError(f"--sizes: rows of {length} tokens, model.max_positions is {model.max_positions}: raise it")
+    return BertShape(
+        model.vocab_size or _VOCABULARY, model.layers, model.hidden_size, model.heads, model.intermediate_size,
+        model.max_positions, model.dropout, model.attention_dropout, model.layer_norm_eps, model.initializer_range,
+    )  # fmt: skip
+
+
+def make_batch(config: Config, vocab: int, rows: int, length: int) -> dict[str, Tensor]:
+    """Random tokens, packed full, masked as in training."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(SPECIAL.mask + 1, vocab, (rows, length))
+    ids[:, 0], ids[:, -1] = SPECIAL.cls, SPECIAL.sep
+    masker = Masker(0, vocab, SPECIAL.mask, SPECIAL.all, config.data.mask_probability)
+    masked = masker(ids, np.arange(rows))
+    batch = {
+        "input_ids": torch.from_numpy(masked.input_ids_BS),
+        "positions": torch.from_numpy(masked.positions_BM),
+        "labels": torch.from_numpy(masked.labels_BM),
+        "row_seed": torch.arange(rows),
+    }
+    return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+
+
+def _transformers(config: Config, shape: BertShape, batch: dict[str, Tensor]) -> tuple[nn.Module, Callable[[], Tensor]]:
+    hf = to_hf_config(shape, SPECIAL.pad)
+    model = transformers.BertForMaskedLM._from_config(hf, attn_implementation="sdpa")
+    if config.train.checkpoint_activations:
+        model.gradient_checkpointing_enable()
+    if config.train.compile:
+        model.compile()
+    labels = torch.full_like(batch["input_ids"], -100).scatter_(1, batch["positions"], batch["labels"])
+    return model, lambda: model(input_ids=batch["input_ids"], labels=labels).loss
+
+
+class _RandomLtdLayer(nn.Module):
+    """A layer inside DeepSpeed's wrapper, which passes on keyword arguments only."""
+
+    def __init__(self, wrapper: nn.Module) -> None:
+        super().__init__()
+        self.wrapper = wrapper
+
+    def forward(self, x: Tensor, context: None, mask: None, row_seed_B: Tensor) -> Tensor:
+        return self.wrapper(x, row_seed_B=row_seed_B)
+
+
+class _FixedLength:
+    """What DeepSpeed's wrapper asks of its scheduler, at a constant number of kept tokens."""
+
+    def __init__(self, keep: int, length: int, layers: int) -> None:
+        self.state: dict[str, Any] = {"max_value": length}
+        self.random_ltd_layer_num = layers
+        self._keep = keep
+
+    def get_current_seq(self) -> int:
+        return self._keep
+
+
+def _wrap_in_random_ltd(layers: nn.ModuleList, keep: int) -> None:
+    """All layers but the first and the last behind `deepspeed`'s random-LTD wrapper and its CUDA operations."""
+    from deepspeed.runtime.data_pipeline.data_routing.basic_layer import RandomLayerTokenDrop
+
+    middle = range(1, len(layers) - 1)
+    scheduler = _FixedLength(keep, 1 << 20, len(middle))
+    config = {
+        "model_mask_name": None, "micro_batch_size": 0, "hidden_state_order": "batch_seq_dim", "model_type": "decoder",
+    }  # fmt: skip
+    for number, place in enumerate(middle):
+        wrapper = RandomLayerTokenDrop(layers[place])
+        wrapper.init_config(config, scheduler, number)
+        layers[place] = _RandomLtdLayer(wrapper)
+
+
+def random_ltd_missing() -> str | None:
+    """Why DeepSpeed's random-LTD operations cannot be used here; None where they can."""
+    try:
+        from deepspeed.ops.op_builder import RandomLTDBuilder
+
+        RandomLTDBuilder().load()
+    except Exception as error:  # a build can fail in any way; whichever it is goes into the table
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    return None
