@@ -1,10 +1,12 @@
 """Bad input: one line on stderr that says what, where and what to do, exit code 2, no traceback, nothing written."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from sctd.cli import main
 from support import ROOT, sctd, train
@@ -31,6 +33,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["demo", "train.steps=many"], ["train.steps", "whole number"]),
         (["demo", "train.steps"], ["train.steps", "section.key=value"]),
         (["demo", "arm=sctx"], ["arm", "sctd"]),
+        (["demo", "attention.scope=documents"], ["attention.scope", "document"]),
+        (["demo", "model.layer_norm=apx"], ["model.layer_norm", "apex"]),
+        (["demo", "train.cuda_graphs=true"], ["train.cuda_graphs", "train.compile"]),
         (["demo", "data.corpus="], ["data.corpus", "sctd prepare"]),
         (["demo", "--deepspeed_config", "nowhere.json"], ["nowhere.json", "No such file"]),
         (["demo", "--resum"], ["--resum"]),
@@ -101,10 +106,36 @@ def test_a_folder_that_cannot_be_written(recipe: Path, tmp_path: Path, capsys: p
     assert str(tmp_path / "file") in line
 
 
-def test_kernels_that_this_build_does_not_have(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCTD_KERNELS", "abacus")
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"SCTD_KERNELS": "abacus"}, "SCTD_KERNELS=abacus"),
+        ({"SCTD_KERNELS": "triton", "TRITON_INTERPRET": "0"}, "run on a GPU, or set TRITON_INTERPRET=1"),
+        ({"SCTD_KERNELS": "cuda"}, "the tensors are on cpu"),
+    ],
+)
+def test_kernels_that_are_not_there(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}")
-    assert done.returncode == 2 and "SCTD_KERNELS=abacus" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["train.compile=true", "train.cuda_graphs=true"], "use a GPU"),
+        (["model.layer_norm=apex"], "model.layer_norm=native"),
+    ],
+)
+def test_what_this_machine_lacks(recipe: Path, tmp_path: Path, override: list[str], words: str) -> None:
+    if torch.cuda.is_available() or importlib.util.find_spec("apex"):
+        pytest.skip("this machine has what the test asks for in vain: a GPU, or apex")
+    done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}", *override)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -9,16 +9,10 @@
 import importlib.util
 import os
 
-import torch
-
 CHOICES = ("auto", "torch", "triton", "cuda")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result
 def backend(device_type: str = "cpu") -> str:
     """Name of the implementation in use for tensors on devices of this type.
 
@@ -30,9 +24,9 @@ def backend(device_type: str = "cpu") -> str:
         raise ValueError(f"SCTD_KERNELS={asked}: unset it or name one of {', '.join(CHOICES)}")
     on_gpu = device_type == "cuda"
     if asked == "auto":
-        return "triton" if on_gpu and _has_triton() else "torch"
+        return "triton" if on_gpu and _HAS_TRITON else "torch"
     if asked == "triton":
-        if not _has_triton():
+        if not _HAS_TRITON:
             raise ValueError("SCTD_KERNELS=triton: Triton is not installed; `pip install triton`, or unset it")
         if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError(

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(verbs.add_parser("prepare", help="raw text -> tokenizer and packed rows"))
     _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
     _add_bench(verbs.add_parser("bench", help="time every arm, and the kernels, on this machine"))
+    _add_plan(verbs.add_parser("plan", help="memory, time and cost of a recipe on given GPUs, predicted"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
     return parser
 
@@ -92,6 +93,14 @@ def _add_pretrain(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--resume", action="store_true", help="continue the newest whole checkpoint in run.dir")
     verb.add_argument("--print-config", action="store_true", help="print the merged configuration and stop")
     verb.set_defaults(call=_pretrain)
+
+
+def _add_plan(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    verb.add_argument("--gpus", required=True, metavar="NxMODEL", help="for example 8xA100-40GB")
+    verb.add_argument("--seq-len", type=int, help="tokens a row (default: model.max_positions)")
+    verb.set_defaults(call=_plan)
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
@@ -142,6 +151,13 @@ def _bench(args: argparse.Namespace) -> None:
     from sctd.bench import bench
 
     bench(config, args.recipe, args.sizes, args.rounds, args.out, args.kernels, args.profile)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    from sctd.plan.report import plan
+
+    print(plan(args.recipe, config, args.gpus, args.seq_len))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from sctd_kernels import backend, dispatch, gather_rows, select
 def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCTD_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", True)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_runs_where(monkeypatch: pytest.MonkeyPatch, asked: str | None, dev
 
 
 def test_auto_does_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", False)
     assert backend("cuda") == "torch"
     monkeypatch.setenv("SCTD_KERNELS", "triton")
     with pytest.raises(ValueError, match="Triton is not installed"):

@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from sctd.config import ModelConfig, ObjectiveConfig
-from sctd.model.bert import Bert, BertShape
-from sctd.model.token_dropping import LayerPlan, TokenDropping
+from sctd.model.bert import BertShape
+from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS
-from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
-from sctd.train.accounting import StepFlops, device_peak
+from sctd.train.accounting import GPUS, StepFlops, device_peak, gpu_named
+from small_models import counted, phases, small, small_batch
 
 BASE = BertShape(30522, 12, 768, 12, 3072, 512)
 LARGE = BertShape(30522, 24, 1024, 16, 4096, 512)
@@ -70,35 +68,56 @@ def test_corners() -> None:
     assert make(BASE, 128, per_layer=True).row(Phase.DROP, 64) < flops.row(Phase.DROP, 64)
 
 
-@pytest.mark.parametrize("arm", ["baseline", "token_drop", "sctd", "random_ltd"])
+@pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.parametrize("where", ["cls", "all"])
-def test_flops_are_those_that_torch_counts(arm: str, where: str) -> None:
-    """Forward and backward of the model at work, counted by torch's own counter, within 2 %."""
-    layers, length, targets, keep, rows = 6, 64, 9, 32, 2
-    shape = BertShape(500, layers, 64, 4, 256, length, dropout=0.0, attention_dropout=0.0)
-    chosen, objective = ARMS[arm], ObjectiveConfig(semantic_positions=where)
-    per_layer = arm == "random_ltd"
-    model = PretrainingModel(
-        Bert(shape),
-        chosen.layer_plan(ModelConfig(layers=layers)),
-        objective,
-        TokenDropping((2, 3, 4, 1), 0, per_layer) if chosen.drops else None,
-    )
-    batch = {
-        "input_ids": torch.randint(5, 500, (rows, length)),
-        "positions": torch.arange(1, 1 + targets).expand(rows, -1).contiguous(),
-        "labels": torch.randint(5, 500, (rows, targets)),
-        "row_seed": torch.arange(rows),
-    }
-    outputs = length if where == "all" else 1 + targets
-    flops = StepFlops(shape, model.plan, length, targets, outputs, True, per_layer)
-    phases = {"baseline": [Phase.FULL], "sctd": [Phase.DROP, Phase.ALIGN]}.get(arm, [Phase.DROP])
-    for phase in phases:
-        # attention as plain products, which the counter knows on every device
-        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        with plain, FlopCounterMode(display=False) as counter:
-            model(**batch, phase=phase, keep=keep)[0].backward()
-        assert flops.row(phase, keep) * rows == pytest.approx(counter.get_total_flops(), rel=0.02), phase
+@pytest.mark.parametrize("recompute", [False, True])
+def test_flops_are_those_that_torch_counts(arm: str, where: str, recompute: bool) -> None:
+    """Forward and backward of the model at work, counted by torch's own counter, within 0.1 %."""
+    length, rows = 64, 2
+    model, work = small(arm, length, where, recompute)
+    for phase, keep in phases(arm):
+        batch = small_batch(rows, length, work.targets)
+        assert counted(model, batch, phase, keep) == pytest.approx(work.hardware_row(phase, keep) * rows, rel=1e-3)
+    assert recompute or work.hardware_row(phase, keep) == work.row(phase, keep)
+
+
+def test_flops_of_an_align_step_without_its_full_path_are_those_that_torch_counts() -> None:
+    model, work = small("sctd", 64, "cls", False, mlm_full=False, kl_global=False, kl_local=False)
+    found = counted(model, small_batch(2, 64, work.targets), Phase.ALIGN, 32)
+    assert found == pytest.approx(work.row(Phase.ALIGN, 32) * 2, rel=1e-3)
+
+
+def test_recomputation_adds_the_layers_forward_and_no_more() -> None:
+    plain, again = make(BASE, 512), make(BASE, 512, recompute=True)
+    assert again.row(Phase.FULL, 0) == plain.row(Phase.FULL, 0)
+    extra = again.hardware_row(Phase.FULL, 0) / plain.hardware_row(Phase.FULL, 0)
+    assert 1.25 < extra < 4 / 3  # all but the head
+
+
+def test_flops_of_a_token_count_real_tokens_only() -> None:
+    flops = make(BASE, 512)
+    assert flops.token(Phase.DROP, 256) * 512 == flops.row(Phase.DROP, 256)
+    assert flops.token(Phase.DROP, 256, padding=0.5) == 2 * flops.token(Phase.DROP, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA H200", "H200-141GB"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla V100-SXM2-32GB", "V100-32GB"),
+    ],
+)
+def test_gpus_are_known_by_their_drivers_name(name: str, key: str) -> None:
+    found = gpu_named(name)
+    assert found is not None and (found.half, found.single) == (GPUS[key].half, GPUS[key].single)
+
+
+def test_a_gpu_that_is_not_in_the_table_has_no_peak() -> None:
+    assert gpu_named("NVIDIA A10G") is None and gpu_named("NVIDIA GeForce RTX 4090") is None
 
 
 def test_peak_of_a_processor_is_measured() -> None:

@@ -49,6 +49,36 @@ def test_metrics_have_every_key_and_the_schedule(finished: Path) -> None:
     assert found[-1]["samples"] == 80 and found[-1]["tokens"] == 80 * 64
 
 
+def test_recomputing_activations_changes_no_bit(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", "train.checkpoint_activations=true")
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_dropout_does_not_depend_on_the_micro_batch(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """Attention dropout, which is torch's, is off; all other dropout belongs to the rows."""
+    runs = []
+    for micro in (2, 8):
+        runs.append(tmp_path / f"micro-{micro}")
+        train(recipe, runs[-1], f"train.micro_batch_size={micro}", "model.attention_dropout=0", "train.steps=4")
+    few, all_at_once = ([record["loss"] for record in records(run)] for run in runs)
+    assert few == pytest.approx(all_at_once, rel=1e-5)
+
+
+def test_attention_inside_documents_trains(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", "attention.scope=document")
+    losses = [record["loss"] for record in records(tmp_path / "run")]
+    assert losses != [record["loss"] for record in records(finished)] and losses[-1] < losses[0]
+
+
+def test_a_compiled_run_has_the_losses_of_a_plain_one(recipe: Path, tmp_path: Path) -> None:
+    """Two phases, each one graph; the C++ compiler that this takes is part of what is tested."""
+    small = ["model.layers=2", "model.attention_dropout=0", "train.steps=4", "train.micro_batch_size=8"]
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        train(recipe, tmp_path / name, *small, f"train.compile={compiled}")
+    plain, compiled = ([record["loss"] for record in records(tmp_path / name)] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 def test_align_loss_is_made_of_its_terms(finished: Path) -> None:
     for record in records(finished):
         if record["phase"] == "align":

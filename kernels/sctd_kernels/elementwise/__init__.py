@@ -7,6 +7,7 @@ work the mask out again. One hash serves two neighbouring columns, with 16 bits 
 Legend: B rows, T positions a row, D columns.
 """
 
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +28,7 @@ def _ops(device_type: str) -> ModuleType:
     if backend(device_type) == "torch":
         return reference
     # Nothing here is gained by CUDA C++ over Triton: these are plain streams over memory.
-    from sctd_kernels.elementwise import triton
-
-    return triton
+    return importlib.import_module("sctd_kernels.elementwise.triton")
 
 
 def _threshold(rate: float) -> int:

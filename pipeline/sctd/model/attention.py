@@ -6,6 +6,10 @@ mask of FlexAttention, which skips blocks without a common segment; elsewhere, a
 Legend: B rows, Q query positions, S context positions, D hidden size, H heads, d = D / H.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,23 +18,31 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 Mask = Tensor | BlockMask
 _FLEX_BLOCK = 128  # positions; below it a block mask has nothing to skip
 
-_flex_attention = torch.compile(flex_attention)
-_create_block_mask = torch.compile(create_block_mask)
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """On first use: to ask for a compiler takes a second."""
+    return torch.compile(function)
 
 
 def segment_mask(query_BQ: Tensor, key_BS: Tensor) -> Mask:
     """Queries of segments `query_BQ` may attend to the keys whose segment in `key_BS` is the same."""
     if query_BQ.device.type != "cuda" or query_BQ.shape[1] < _FLEX_BLOCK:
         return query_BQ[:, None, :, None] == key_BS[:, None, None, :]
-    return flex_mask(query_BQ, key_BS, _create_block_mask)
+    return flex_mask(query_BQ, key_BS, _compiled(create_block_mask))
 
 
-def flex_mask(query_BQ: Tensor, key_BS: Tensor, create=create_block_mask) -> BlockMask:  # type: ignore[no-untyped-def]
+def flex_mask(query_BQ: Tensor, key_BS: Tensor, create: Callable[..., BlockMask] = create_block_mask) -> BlockMask:
     def same_segment(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query_BQ[row, query] == key_BS[row, key]
 
     batch, queries = query_BQ.shape
     return create(same_segment, batch, None, queries, key_BS.shape[1], device=query_BQ.device)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Any:
+    attend: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
+    return attend(q, k, v, block_mask=mask)
 
 
 class Attention(nn.Module):
@@ -48,8 +60,7 @@ class Attention(nn.Module):
         k, v = (self._split(part) for part in self.key_value(context_BSD).chunk(2, dim=-1))
         q = self._split(self.query(x_BQD))
         if isinstance(mask, BlockMask):
-            flex = _flex_attention if q.is_cuda else flex_attention
-            mixed_BHQd = flex(q, k, v, block_mask=mask)
+            mixed_BHQd = _attend_in_blocks(q, k, v, mask)
         else:
             rate = self.dropout if self.training else 0.0
             mixed_BHQd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)

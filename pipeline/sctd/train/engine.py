@@ -18,6 +18,7 @@ from sctd.objective.schedule import HybridScheduleHook
 from sctd.train.distributed import World
 
 _PRECISION_KEYS = ("bf16", "fp16", "torch_autocast")
+_FLOAT32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -102,8 +103,8 @@ def _precision_block(precision: str, stage: int) -> dict[str, Any]:
     if stage == 0:  # float32 parameters under autocast: without ZeRO there is nobody to keep a float32 copy
         return {"torch_autocast": {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}}
     if precision == "bf16":
-        return {"bf16": {"enabled": True, "check_grad_overflow": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return {"fp16": {"enabled": True, "initial_scale_power": 16}, "data_types": {"grad_accum_dtype": "fp32"}}
+        return {"bf16": {"enabled": True, "check_grad_overflow": True}, **_FLOAT32_SUMS}
+    return {"fp16": {"enabled": True, "initial_scale_power": 16}, **_FLOAT32_SUMS}
 
 
 def _batch_sizes(config: Config, user: dict[str, Any], world: int) -> tuple[int, int, int]:

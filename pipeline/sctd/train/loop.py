@@ -1,6 +1,8 @@
 """The training loop, on one screen. Everything it calls is a small object with one job."""
 
 import hashlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from deepspeed import DeepSpeedEngine
 from tokenizers import Tokenizer
 
 from sctd.config import Config
+from sctd.corpus.tokenizer import special_ids
 from sctd.data.hashing import STREAM_DROPOUT, hash64
 from sctd.data.masking import Masker
-from sctd.data.stream import Rows, TrainStream
+from sctd.data.stream import Batch, Rows, TrainStream
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train import checkpoint
@@ -51,14 +54,14 @@ def train(run: Run, progress: Progress) -> Progress:
     last_step = cfg.stop_at or cfg.steps
     monitor = Monitor(run.run_dir, run.world, progress.step, last_step)
     meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
-    window = Window(progress)
+    window = Window(run, progress)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
     for step in range(progress.step + 1, last_step + 1):
         seed_dropout(run.config.run.seed, step, run.world.rank)
         rate = set_learning_rate(run, step)
-        for batch in next(batches):
+        for batch in window.wait_for(batches):
             loss, parts = run.engine(**{name: t.to(run.world.device, non_blocking=True) for name, t in batch.items()})
             run.engine.backward(loss)
             run.engine.step()
@@ -68,15 +71,15 @@ def train(run: Run, progress: Progress) -> Progress:
             run.importance.commit(applied)
         progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor)
         progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
-        window.add(run.flops.row(run.hook.phase(step), run.hook.keep(step)) * cfg.batch_size)
+        window.add(step)
         monitor.advance(step)
 
         validates = step == last_step or is_due(step, cfg.valid_every)
         if validates or step == 1 or is_due(step, cfg.log_every):
-            losses = meter.read()
+            means = meter.read(run.engine.get_global_grad_norm())
             progress.seconds = clock.seconds()
-            record = {"step": step, "phase": str(run.hook.phase(step)), **losses, "lr": rate}
-            record |= window.read(run, progress)
+            record = {"step": step, "phase": str(run.hook.phase(step)), **means, "lr": rate}
+            record |= window.read(progress)
             with clock.paused():
                 if validates:
                     micro_batch = run.stream.share.micro_batch
@@ -97,33 +100,58 @@ def is_due(step: int, every: int) -> bool:
 
 
 class Window:
-    """Work since the last log record."""
+    """Work since the last log record. What it counts, it counts on the host: nothing waits for the device."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._step, self._seconds, self._flops = progress.step, progress.seconds, 0.0
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self._run = run
+        self._pad = special_ids(run.tokenizer).pad
+        self._start(progress)
 
-    def add(self, flops: float) -> None:
-        self._flops += flops
+    def _start(self, progress: Progress) -> None:
+        self._step, self._seconds = progress.step, progress.seconds
+        self._flops = self._hardware_flops = self._waited = 0.0
+        self._padded = self._positions = 0
 
-    def read(self, run: Run, progress: Progress) -> dict[str, Any]:
-        """The metrics that need a stretch of time, and the counters; starts a new window."""
+    def wait_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """The next step's batches, with the time that they kept the loop waiting, and their padding, on record."""
+        asked = time.perf_counter()
+        step = next(batches)
+        self._waited += time.perf_counter() - asked
+        for batch in step:
+            self._positions += batch["input_ids"].numel()
+            self._padded += int(batch["input_ids"].eq(self._pad).sum())
+        return step
+
+    def add(self, step: int) -> None:
+        hook, flops, rows = self._run.hook, self._run.flops, self._run.config.train.batch_size
+        phase, keep = hook.phase(step), hook.keep(step)
+        self._flops += flops.row(phase, keep) * rows
+        self._hardware_flops += flops.hardware_row(phase, keep) * rows
+
+    def read(self, progress: Progress) -> dict[str, Any]:
+        """The metrics that need a stretch of time, and the counters; starts a new window.
+
+        `padding` and `data_wait` are those of this rank.
+        """
+        run = self._run
         steps, seconds = progress.step - self._step, progress.seconds - self._seconds
         length = run.hook.length
         peak = run.peak_flops and run.peak_flops * run.world.size
-        norm = run.engine.get_global_grad_norm()
         record = {
-            "grad_norm": None if norm is None else float(norm),
             "samples": progress.cursor,
             "tokens": progress.cursor * length,
             "tokens_per_s": steps * run.config.train.batch_size * length / seconds,
             "mfu": self._flops / seconds / peak if peak else None,
+            "hfu": self._hardware_flops / seconds / peak if peak else None,
+            "padding": self._padded / self._positions,
+            "data_wait": self._waited / seconds,
             "seconds": progress.seconds,
             "step_seconds": seconds / steps,
             "skipped_steps": run.engine.skipped_steps,
             "keep": run.hook.keep(progress.step) if run.hook.drops else length,
             "ledger": progress.ledger,
         }
-        self._step, self._seconds, self._flops = progress.step, progress.seconds, 0.0
+        self._start(progress)
         return record
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sctd.objective.importance import INITIAL, ImportanceTable
 from sctd.train.distributed import World
 
+_SPEED = ("tokens_per_s", "mfu", "hfu", "padding", "data_wait", "seconds", "step_seconds")
 LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
 
 
@@ -38,18 +39,25 @@ class LossMeter:
                 self._sums[place] += parts[name]
                 self._counts[place] += 1
 
-    def read(self) -> dict[str, float | None]:
-        """Means over ranks and micro-batches since the last call, None for a term that did not occur. Synchronises."""
+    def read(self, grad_norm: Tensor | float | None) -> dict[str, float | None]:
+        """Means over ranks and micro-batches since the last call, None for a term that did not occur.
+
+        Waits for the device, once: the step's `grad_norm` comes along.
+        """
         if dist.get_world_size() > 1:
             dist.all_reduce(self._sums)
-        sums = (self._sums / dist.get_world_size()).tolist()
+        on_device = [self._sums / dist.get_world_size()]
+        if isinstance(grad_norm, Tensor):
+            on_device.append(grad_norm.reshape(1).to(self._sums))
+        numbers = torch.cat(on_device).tolist()
+        norm = numbers.pop() if isinstance(grad_norm, Tensor) else grad_norm
         means = {
             name: total / count if count else None
-            for name, total, count in zip(LOSSES, sums, self._counts, strict=True)
+            for name, total, count in zip(LOSSES, numbers, self._counts, strict=True)
         }
         self._sums.zero_()
         self._counts = [0] * len(LOSSES)
-        return means
+        return {**means, "grad_norm": norm}
 
 
 class Monitor:
@@ -137,7 +145,7 @@ class Clock:
 def _board_name(name: str) -> str:
     if name.startswith("valid_"):
         return f"valid/{name.removeprefix('valid_')}"
-    return f"{'speed' if name in ('tokens_per_s', 'mfu', 'seconds', 'step_seconds') else 'train'}/{name}"
+    return f"{'speed' if name in _SPEED else 'train'}/{name}"
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +163,7 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
         f"grad {record['grad_norm']:6.3f}" if record["grad_norm"] is not None else "grad      -",
         f"{record['tokens_per_s']:>9,.0f} tok/s",
         f"mfu {record['mfu']:5.1%}" if record["mfu"] is not None else "mfu     -",
+        f"wait {record['data_wait']:5.1%}",
         f"eta {format_seconds(eta):>8}",
     ]
     if record["skipped_steps"]:

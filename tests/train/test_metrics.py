@@ -1,0 +1,118 @@
+"""What the loop counts between two log records, and how it is read back and shown."""
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sctd.data.stream import Batch
+from sctd.objective.schedule import HybridScheduleHook, Phase
+from sctd.train import loop, monitor
+from sctd.train.checkpoint import Progress
+from sctd.train.loop import Window
+from sctd.train.monitor import LOSSES, LossMeter
+from small_models import small
+
+PAD, LENGTH, ROWS = 7, 64, 8
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As much of a run as the window looks at: sctd with F = 2 and recomputation, two ranks of 1 GFLOP/s."""
+    monkeypatch.setattr(loop, "special_ids", lambda tokenizer: SimpleNamespace(pad=PAD))
+    return SimpleNamespace(
+        tokenizer=None,
+        hook=HybridScheduleHook(True, 2, 0.5, LENGTH),
+        flops=small("sctd", LENGTH, recompute=True)[1],
+        peak_flops=1e9,
+        world=SimpleNamespace(size=2),
+        config=SimpleNamespace(train=SimpleNamespace(batch_size=ROWS)),
+        engine=SimpleNamespace(skipped_steps=0),
+    )
+
+
+def slow_batches(padded: list[int], seconds: float) -> Iterator[list[Batch]]:
+    """Steps of two micro-batches whose first one has so many [PAD]; each keeps the loop waiting."""
+    for count in padded:
+        time.sleep(seconds)
+        first = torch.full((2, LENGTH), 9)
+        first.flatten()[:count] = PAD
+        yield [{"input_ids": first}, {"input_ids": torch.full((2, LENGTH), 9)}]
+
+
+def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
+    progress, batches = Progress(), slow_batches([64, 0, 32], 0.02)
+    window = Window(run, progress)
+    for step in (1, 2):
+        assert len(window.wait_for(batches)) == 2
+        window.add(step)
+    progress.step, progress.cursor, progress.seconds = 2, 2 * ROWS, 0.5
+    record = window.read(progress)
+    work = run.flops
+    model = ROWS * (work.row(Phase.DROP, 32) + work.row(Phase.ALIGN, 32))
+    executed = ROWS * (work.hardware_row(Phase.DROP, 32) + work.hardware_row(Phase.ALIGN, 32))
+    assert record["mfu"] == pytest.approx(model / 0.5 / 2e9)
+    assert record["hfu"] == pytest.approx(executed / 0.5 / 2e9) and record["hfu"] > 1.2 * record["mfu"]
+    assert record["padding"] == 64 / (2 * 4 * LENGTH)
+    assert 0.04 / 0.5 <= record["data_wait"] < 0.5
+    assert record["tokens_per_s"] == 2 * ROWS * LENGTH / 0.5
+
+    window.wait_for(batches)  # a new window starts from nothing
+    window.add(3)
+    progress.step, progress.seconds = 3, 1.5
+    again = window.read(progress)
+    assert again["padding"] == 32 / (4 * LENGTH) and again["step_seconds"] == 1.0
+    assert again["mfu"] == pytest.approx(ROWS * work.row(Phase.DROP, 32) / 1.0 / 2e9)
+
+
+def test_utilisation_is_null_on_an_unknown_device(run: Any) -> None:
+    run.peak_flops = None
+    progress = Progress()
+    window = Window(run, progress)
+    window.wait_for(slow_batches([0], 0.0))
+    window.add(1)
+    progress.step, progress.seconds = 1, 1.0
+    record = window.read(progress)
+    assert record["mfu"] is None and record["hfu"] is None and record["padding"] == 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [(None, None), (1.5, 1.5), (torch.tensor(2.5), 2.5), (torch.tensor([0.5]), 0.5)]
+)
+def test_losses_and_gradient_norm_are_read_in_one_go(
+    monkeypatch: pytest.MonkeyPatch, norm: Tensor | float | None, expected: float | None
+) -> None:
+    monkeypatch.setattr(monitor.dist, "get_world_size", lambda: 1)
+    meter = LossMeter(torch.device("cpu"))
+    meter.add({"loss": torch.tensor(1.0), "mlm_drop": torch.tensor(1.0)})
+    meter.add({"loss": torch.tensor(2.0), "mlm_drop": torch.tensor(4.0), "kl_local": torch.tensor(0.25)})
+    reads = []
+    for name in ("tolist", "item", "__float__"):
+        original = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda self, original=original: reads.append(1) or original(self))
+    found = meter.read(norm)
+    assert len(reads) == 1
+    assert found == {
+        "loss": 1.5, "mlm_drop": 2.5, "mlm_full": None, "kl_global": None, "kl_local": 0.25, "grad_norm": expected
+    }  # fmt: skip
+    assert meter.read(None) == dict.fromkeys((*LOSSES, "grad_norm"))
+
+
+def test_console_line_names_the_wait_and_fits_a_screen() -> None:
+    record = {
+        "step": 250000, "phase": "align", "loss": 10.3456, "lr": 2e-4, "grad_norm": 12.345, "tokens_per_s": 9123456.0,
+        "mfu": 0.512, "data_wait": 0.002, "skipped_steps": 0,
+    }  # fmt: skip
+    line = monitor._line(record, 250000, 360000.0)
+    assert "mfu 51.2%" in line and "wait  0.2%" in line
+    assert len(line) <= 140
+
+
+def test_speeds_stand_together_on_the_board() -> None:
+    names = ("tokens_per_s", "mfu", "hfu", "padding", "data_wait", "step_seconds")
+    assert all(monitor._board_name(name) == f"speed/{name}" for name in names)
+    assert monitor._board_name("loss") == "train/loss" and monitor._board_name("valid_loss") == "valid/loss"
