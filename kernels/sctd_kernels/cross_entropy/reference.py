@@ -9,8 +9,8 @@ _CHUNK = 32  # rows a pass: their float32 logits stay in a CPU's cache
 
 
 def _chunks(rows: int) -> list[slice]:
-    step = rows if torch.compiler.is_compiling() else _CHUNK
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    step = max(1, rows) if torch.compiler.is_compiling() else _CHUNK
+    return [slice(start, start + step) for start in range(0, max(1, rows), step)]
 
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor, sum_count_2V: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def _scale(threshold: int) -> float:
 
 
 def _chunks(rows: int) -> list[slice]:
-    step = rows if torch.compiler.is_compiling() else _CHUNK
+    step = max(1, rows) if torch.compiler.is_compiling() else _CHUNK
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
