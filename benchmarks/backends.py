@@ -39,7 +39,7 @@ def run(backend: str, part: str, args: argparse.Namespace, folder: Path) -> dict
     """Losses of every step, and a hash of the final weights."""
     overrides = [
         f"data.corpus={args.corpus}", f"run.dir={folder}", f"train.stop_at={args.steps}", "train.log_every=1",
-        "train.valid_every=0", "run.examples=[]", f"train.save_every={args.steps}",
+        "train.valid_every=0", "train.valid_rows=128", "run.examples=[]", f"train.save_every={args.steps}",
     ]  # fmt: skip
     start = time.perf_counter()
     environment = os.environ | {"SCTD_KERNELS": backend}
