@@ -24,6 +24,10 @@ def bench(
         raise UserError(f"--rounds is {rounds}: it must be at least 1")
     if kernels and profile:
         raise UserError("--kernels and --profile are two measurements: ask for one at a time")
+    from sctd.bench.paths import make_shape
+
+    for _, length in pairs:
+        make_shape(config, length)  # refuses rows that are too long
     if profile:
         from sctd.bench.profile import profile_steps
 
