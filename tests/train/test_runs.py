@@ -71,8 +71,8 @@ def test_attention_inside_documents_trains(recipe: Path, finished: Path, tmp_pat
 
 
 def test_a_compiled_run_has_the_losses_of_a_plain_one(recipe: Path, tmp_path: Path) -> None:
-    """Two phases, each one graph; the C++ compiler that this takes is part of what is tested."""
-    small = ["model.layers=2", "model.attention_dropout=0", "train.steps=4", "train.micro_batch_size=8"]
+    """With a real C++ compiler, which takes minutes; the graph of ALIGN steps is looked at in the model's tests."""
+    small = ["arm=token_drop", "model.layers=2", "model.attention_dropout=0", "train.steps=2"]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         train(recipe, tmp_path / name, *small, f"train.compile={compiled}")
     plain, compiled = ([record["loss"] for record in records(tmp_path / name)] for name in ("plain", "compiled"))
