@@ -3,7 +3,6 @@
 Legend: N predicted positions of a batch, V vocabulary.
 """
 
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,9 @@ def _ops(device_type: str) -> ModuleType:
     if backend(device_type) == "torch":
         return reference
     # A row of logits is one stream over memory, where CUDA C++ has nothing over Triton.
-    return importlib.import_module("sctd_kernels.cross_entropy.triton")
+    from sctd_kernels.cross_entropy import triton
+
+    return triton
 
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor, sum_count_2V: Tensor | None = None) -> Tensor:

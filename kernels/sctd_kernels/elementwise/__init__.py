@@ -7,7 +7,6 @@ work the mask out again. One hash serves two neighbouring columns, with 16 bits 
 Legend: B rows, T positions a row, D columns.
 """
 
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +27,9 @@ def _ops(device_type: str) -> ModuleType:
     if backend(device_type) == "torch":
         return reference
     # Nothing here is gained by CUDA C++ over Triton: these are plain streams over memory.
-    return importlib.import_module("sctd_kernels.elementwise.triton")
+    from sctd_kernels.elementwise import triton
+
+    return triton
 
 
 def _threshold(rate: float) -> int:
