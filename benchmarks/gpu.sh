@@ -23,8 +23,8 @@ part() {
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
   part "tests" timeout 240 python3 -m pytest -q -p no:cacheprovider tests/gpu
   part "kernels" timeout 120 python3 -m sctd bench --kernels --sizes 32x512 --out "$out"
-  part "base" timeout 180 python3 -m sctd bench --model base --sizes 64x512 256x128 --rounds 5 --out "$out"
-  part "large" timeout 180 python3 -m sctd bench --model large --sizes 32x512 --rounds 5 --out "$out"
+  part "base" timeout 180 python3 -m sctd bench bert-base-sctd model.attention_dropout=0 --sizes 64x512,256x128 --rounds 5 --out "$out"
+  part "large" timeout 180 python3 -m sctd bench bert-large-sctd model.attention_dropout=0 --sizes 32x512 --rounds 5 --out "$out"
   if [ -n "$corpus" ]; then
     part "backends" timeout 120 python3 benchmarks/backends.py --corpus "$corpus" --work "$out/work" --steps 100
     rm -rf "$out/work"
