@@ -115,6 +115,12 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--sizes", default="4x512,16x128", metavar="ROWSxLENGTH,...", help="batches to measure (default %(default)s)"
     )
+    verb.add_argument(
+        "--arms",
+        metavar="NAME,...",
+        help="of full,drop,align,random_ltd,deepspeed_random_ltd (default: all; "
+        "drop and align together give SCTD's mean step)",
+    )
     verb.add_argument("--rounds", type=int, default=5, help="a median is over so many (default %(default)s)")
     verb.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="of the results (default: here)")
     verb.add_argument("--kernels", action="store_true", help="measure the kernels instead of whole steps")
@@ -150,7 +156,7 @@ def _bench(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
     from sctd.bench import bench
 
-    bench(config, args.recipe, args.sizes, args.rounds, args.out, args.kernels, args.profile)
+    bench(config, args.recipe, args.sizes, args.rounds, args.out, args.arms, args.kernels, args.profile)
 
 
 def _plan(args: argparse.Namespace) -> None:

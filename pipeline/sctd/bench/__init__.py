@@ -8,38 +8,51 @@ from sctd.errors import UserError
 
 
 def bench(
-    config: Config, recipe: str, sizes: str, rounds: int, out: Path, kernels: bool = False, profile: bool = False
+    config: Config,
+    recipe: str,
+    sizes: str,
+    rounds: int,
+    out: Path,
+    arms: str | None = None,
+    kernels: bool = False,
+    profile: bool = False,
 ) -> None:
     """Measure what is asked for, print a table and write a JSON named after the device.
 
     Args:
         sizes: `ROWSxLENGTH,...`.
+        arms: `NAME,...`, those to measure beside `transformers` and `full`; None for all.
         kernels, profile: measure the kernels, or trace two steps, instead of timing the arms.
 
     Raises:
-        UserError: sizes that cannot be read or run.
+        UserError: sizes or names that cannot be read, or that cannot be run here.
+        OSError: `out` cannot be a folder.
     """
     pairs = [_read_size(text) for text in sizes.split(",")]
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}: it must be at least 1")
     if kernels and profile:
         raise UserError("--kernels and --profile are two measurements: ask for one at a time")
-    from sctd.bench.paths import make_shape
+    import torch
 
+    from sctd.bench.kernels import bench_kernels
+    from sctd.bench.paths import choose, make_shape
+    from sctd.bench.profile import profile_steps
+    from sctd.bench.step import bench_steps
+
+    names = choose(arms)
     for _, length in pairs:
-        make_shape(config, length)  # refuses rows that are too long
-    if profile:
-        from sctd.bench.profile import profile_steps
-
-        profile_steps(config, *pairs[0], out)
-    elif kernels:
-        from sctd.bench.kernels import bench_kernels
-
-        bench_kernels(config, pairs, rounds, out)
-    else:
-        from sctd.bench.step import bench_steps
-
-        bench_steps(config, recipe, pairs, rounds, out)
+        make_shape(config, length)  # what cannot be run is said before anything is measured
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if profile:
+            profile_steps(config, *pairs[0], out)
+        elif kernels:
+            bench_kernels(config, pairs, rounds, out)
+        else:
+            bench_steps(config, recipe, pairs, rounds, out, names)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"--sizes {sizes}: out of GPU memory; measure fewer rows, or fewer --arms") from error
 
 
 def _read_size(text: str) -> tuple[int, int]:

@@ -19,12 +19,13 @@ from sctd.model.bert import BertShape
 from sctd.model.convert import to_hf_config
 from sctd.model.token_dropping import kept_tokens
 from sctd.objective.build import build_model
+from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.train.accounting import step_flops
 
 SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
 _VOCABULARY = 30522  # where the recipe leaves it to a corpus
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # name -> (arm, phase); in the order of the table
 OURS = {
@@ -33,7 +34,17 @@ OURS = {
     "align": ("sctd", Phase.ALIGN),
     "random_ltd": ("random_ltd", Phase.DROP),
 }
-PATHS = ("transformers", *OURS, "deepspeed_random_ltd")
+LTD = "deepspeed_random_ltd"
+PATHS = ("transformers", *OURS, LTD)
+
+
+def choose(arms: str | None) -> list[str]:
+    """The paths to measure: those named, beside the two that the others are compared with."""
+    asked = set(PATHS) if arms is None else {name.strip() for name in arms.split(",")}
+    strangers = sorted(asked - set(PATHS))
+    if strangers:
+        raise UserError(f"--arms: there is no {strangers[0]!r}; choose of {','.join(PATHS)}")
+    return [name for name in PATHS if name in asked | {"transformers", "full"}]
 
 
 class Path:
@@ -54,9 +65,10 @@ class Path:
         if name == "transformers":
             self.model, self._loss = _transformers(config, self.shape, batch)
         else:
-            model = build_model(config, self.shape, SPECIAL, DEVICE)
-            if name == "deepspeed_random_ltd":
-                _wrap_in_random_ltd(model.bert.layers, keep)
+            if name == LTD:
+                model = _with_random_ltd(config, self.shape, keep)
+            else:
+                model = build_model(config, self.shape, SPECIAL, DEVICE)
             self.model = model
 
             def loss() -> Tensor:
@@ -69,9 +81,8 @@ class Path:
         self.model.to(DEVICE).train()
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self._precision = config.train.precision
-        flops_arm = "random_ltd" if name == "deepspeed_random_ltd" else arm
-        counted = step_flops(replace(config, arm=flops_arm), self.shape, length)
-        self.flops = rows * counted.row(Phase.DROP if name == "deepspeed_random_ltd" else phase, keep)
+        of_arm, of_phase = OURS["random_ltd"] if name == LTD else (arm, phase)  # DeepSpeed's counts as ours does
+        self.flops = rows * step_flops(replace(config, arm=of_arm), self.shape, length).row(of_phase, keep)
 
     def forward(self) -> None:
         """The forward of training, without what the backward would need."""
@@ -89,13 +100,17 @@ class Path:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision == "fp32":
             return nullcontext()
-        return torch.autocast(DEVICE.type, _DTYPES[self._precision])
+        return torch.autocast(DEVICE.type, DTYPES[self._precision])
 
 
 def make_shape(config: Config, length: int) -> BertShape:
     model = config.model
     if length > model.max_positions:
         raise UserError(f"--sizes: rows of {length} tokens, model.max_positions is {model.max_positions}: raise it")
+    if 0 < model.vocab_size <= SPECIAL.mask + 1:
+        raise UserError(
+            f"model.vocab_size is {model.vocab_size}: the rows measured here need more than {SPECIAL.mask + 1}"
+        )
     return BertShape(
         model.vocab_size or _VOCABULARY, model.layers, model.hidden_size, model.heads, model.intermediate_size,
         model.max_positions, model.dropout, model.attention_dropout, model.layer_norm_eps, model.initializer_range,
@@ -152,19 +167,25 @@ class _FixedLength:
         return self._keep
 
 
-def _wrap_in_random_ltd(layers: nn.ModuleList, keep: int) -> None:
+def _with_random_ltd(config: Config, shape: BertShape, keep: int) -> PretrainingModel:
     """All layers but the first and the last behind `deepspeed`'s random-LTD wrapper and its CUDA operations."""
     from deepspeed.runtime.data_pipeline.data_routing.basic_layer import RandomLayerTokenDrop
 
+    # Its operations are no graph: what is compiled breaks at each of them.
+    model = build_model(replace(config, train=replace(config.train, compile=False)), shape, SPECIAL, DEVICE)
+    layers = model.bert.layers
     middle = range(1, len(layers) - 1)
     scheduler = _FixedLength(keep, 1 << 20, len(middle))
-    config = {
+    options = {
         "model_mask_name": None, "micro_batch_size": 0, "hidden_state_order": "batch_seq_dim", "model_type": "decoder",
     }  # fmt: skip
     for number, place in enumerate(middle):
         wrapper = RandomLayerTokenDrop(layers[place])
-        wrapper.init_config(config, scheduler, number)
+        wrapper.init_config(options, scheduler, number)
         layers[place] = _RandomLtdLayer(wrapper)
+    if config.train.compile:
+        model.compile()
+    return model
 
 
 def random_ltd_missing() -> str | None:

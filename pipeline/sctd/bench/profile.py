@@ -1,20 +1,32 @@
 """One DROP and one ALIGN step under torch's profiler: a trace for Perfetto, and the ten dearest operations."""
 
+import re
+from collections import defaultdict
 from pathlib import Path as File
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sctd.bench.paths import Path
-from sctd.bench.timing import DEVICE, wait
+from sctd.bench.timing import DEVICE, self_times, wait
 from sctd.config import Config
 
 _DEAREST = 10
+_WIDEST = 72  # characters of a name: templated kernels have hundreds
+
+# Kinds of work by the names of operations and kernels; the first that matches counts.
+_KINDS = {
+    "attention": r"flash|fmha|sdpa|attention",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|aten::(add|b|baddb)?mm\b|aten::linear|mkldnn",
+    "optimizer": r"adam|optimizer|multi_tensor",
+    "losses": r"softmax|nll|losses|cross_entropy",
+    "selecting and moving tokens": r"select_kernel|gather|merge|scatter|split|sort|topk|index",
+    "dropout, norm, GELU": r"norm|gelu|dropout|bernoulli",
+    "copies and fills": r"copy|memcpy|memset|fill|zero|clone|cat\b",
+}
 
 
 def profile_steps(config: Config, rows: int, length: int, out: File) -> None:
     """Write `trace-drop.json.gz` and `trace-align.json.gz` into `out`, for https://ui.perfetto.dev."""
-    out.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
     for name in ("drop", "align"):
         path = Path(name, config, rows, length)
@@ -27,18 +39,28 @@ def profile_steps(config: Config, rows: int, length: int, out: File) -> None:
         trace = out / f"trace-{name}.json.gz"
         profiler.export_chrome_trace(str(trace))
         print(f"{name.upper()} step, {rows}x{length}, {DEVICE.type}, {config.train.precision}: {trace}")
-        for line in _dearest(profiler):
-            print(f"  {line}")
+        print("\n".join(f"  {line}" for line in summary(self_times(profiler))))
         del path
 
 
-def _dearest(profiler: torch.profiler.profile) -> list[str]:
-    """Operations by the time that they themselves take on the device, largest first."""
-    events = profiler.key_averages()
-    key = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-    total = sum(getattr(event, key) for event in events)
-    events = sorted(events, key=lambda event: -getattr(event, key))[:_DEAREST]
-    return [
-        f"{getattr(event, key) / total:6.1%} {getattr(event, key) / 1e3:10.1f} ms {event.count:6d} x  {event.key}"
-        for event in events
+def summary(times: list[tuple[str, float, int]]) -> list[str]:
+    """Shares of the kinds of work, then the ten dearest operations by the time that they themselves take."""
+    total = sum(microseconds for _, microseconds, _ in times) or 1.0
+    kinds: dict[str, float] = defaultdict(float)
+    for name, microseconds, _ in times:
+        kinds[_kind(name)] += microseconds
+    ranked = sorted(kinds.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{kind} {spent / total:.1%}" for kind, spent in ranked)
+    dearest = sorted(times, key=lambda time: -time[1])[:_DEAREST]
+    return [shares] + [
+        f"{spent / total:6.1%} {spent / 1e3:10.2f} ms {count:6d} x  {_short(name)}" for name, spent, count in dearest
     ]
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "the rest")
+
+
+def _short(name: str) -> str:
+    plain = re.sub(r"^void |at::native::|\(anonymous namespace\)::", "", name)
+    return plain if len(plain) <= _WIDEST else f"{plain[: _WIDEST - 3]}..."

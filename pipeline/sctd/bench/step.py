@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from sctd.bench.paths import PATHS, Path, random_ltd_missing
-from sctd.bench.result import write_result
+from sctd.bench.paths import DTYPES, LTD, Path, random_ltd_missing
+from sctd.bench.result import device_name, write_result
 from sctd.bench.timing import DEVICE, medians, wait
 from sctd.config import Config, config_from_dict, to_dict
+from sctd.errors import UserError
 from sctd.train.accounting import device_peak
 
 _NAMES = {
@@ -22,27 +23,28 @@ _NAMES = {
     "align": "SCTD's ALIGN step",
     "sctd": "SCTD, mean step",
     "random_ltd": "random-LTD, ours",
-    "deepspeed_random_ltd": "random-LTD, DeepSpeed's ops",
+    LTD: "random-LTD, DeepSpeed's ops",
 }
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_ORDER = ("transformers", "full", "drop", "align", "sctd", "random_ltd", LTD)
 Row = dict[str, float]
 
 
-def bench_steps(config: Config, recipe: str, sizes: list[tuple[int, int]], rounds: int, out: File) -> None:
-    """Print the table and write `bench-RECIPE-PRECISION-<device>.json` into `out`."""
-    missing = random_ltd_missing()
-    names = [name for name in PATHS if name != "deepspeed_random_ltd" or missing is None]
-    peak = device_peak(DEVICE, _DTYPES[config.train.precision])
+def bench_steps(
+    config: Config, recipe: str, sizes: list[tuple[int, int]], rounds: int, out: File, names: list[str]
+) -> None:
+    """Print the table and write `bench-LAYERSxWIDTH-PRECISION-<device>.json` into `out`."""
+    missing = random_ltd_missing() if LTD in names else None
+    names = [name for name in names if name != LTD or missing is None]
+    peak = device_peak(DEVICE, DTYPES[config.train.precision])
     results = {f"{rows}x{length}": measure(config, names, rows, length, rounds, peak) for rows, length in sizes}
-    print(table(results, peak))
-    if missing:
-        print(f"DeepSpeed's random-LTD is not in the table: {missing}")
+    print(title(config, recipe, rounds, peak))
+    print(table(results, missing))
     size = f"{config.model.layers}x{config.model.hidden_size}"
     compiled = "-compiled" if config.train.compile else ""
     result = {
         "recipe": recipe, "precision": config.train.precision, "compiled": config.train.compile,
         "interval": config.objective.interval, "rounds": rounds, "peak_flops": peak, "config": to_dict(config),
-        "deepspeed_random_ltd": missing or "built", "sizes": results,
+        "missing": {LTD: missing} if missing else {}, "sizes": results,
     }  # fmt: skip
     print(f"written {write_result(out, f'bench-{size}-{config.train.precision}{compiled}', result)}")
 
@@ -59,31 +61,49 @@ def measure(
     found: dict[str, Row] = {}
     for name, path in paths.items():
         found[name] = {"forward": forwards[name], "step": steps[name], "flops": path.flops, "peak_mib": memory[name]}
-    interval = config.objective.interval
-    drop, align = found["drop"], found["align"]
-    found["sctd"] = {key: ((interval - 1) * drop[key] + align[key]) / interval for key in ("forward", "step", "flops")}
-    found["sctd"]["peak_mib"] = max(drop["peak_mib"], align["peak_mib"])
+    if {"drop", "align"} <= found.keys():
+        found["sctd"] = _mean_step(found["drop"], found["align"], config.objective.interval)
     for row in found.values():
         row["rows_per_s"] = rows / row["step"]
-        row["mfu"] = row["flops"] / row["step"] / peak if peak else float("nan")
+        if peak:
+            row["mfu"] = row["flops"] / row["step"] / peak
     return found
 
 
-def table(results: dict[str, dict[str, Row]], peak: float | None) -> str:
+def _mean_step(drop: Row, align: Row, interval: int) -> Row:
+    """Of `interval` steps the last aligns."""
+    mean = {key: ((interval - 1) * drop[key] + align[key]) / interval for key in ("forward", "step", "flops")}
+    return mean | {"peak_mib": max(drop["peak_mib"], align["peak_mib"])}
+
+
+def title(config: Config, recipe: str, rounds: int, peak: float | None) -> str:
+    """What stands over the table: all that its numbers hold for."""
+    of = f"MFU of {peak / 1e12:,.2f} TFLOP/s" if peak else "no MFU: the peak of this device is not known"
+    how = "both sides compiled" if config.train.compile else "nothing compiled"
+    return (
+        f"{recipe}: {config.model.layers} layers of {config.model.hidden_size}, {config.train.precision}, {how}; "
+        f"{device_name()}; medians of {rounds}; {of}"
+    )
+
+
+def table(results: dict[str, dict[str, Row]], missing: str | None) -> str:
+    """Ratios: how often as fast as transformers, and how much of the full step's time."""
     lines = [
-        "| rows x length | path | forward ms | step ms | rows/s | x transformers | / full | MFU | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| rows x length | path | forward ms | x transformers | / full | step ms | x transformers | / full | rows/s "
+        "| MFU | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = ("transformers", "full", "drop", "align", "sctd", "random_ltd", "deepspeed_random_ltd")
     for size, found in results.items():
-        for name in (name for name in order if name in found):
-            row, them, full = found[name], found["transformers"]["step"], found["full"]["step"]
-            mfu = f"{row['mfu']:.1%}" if peak else "-"
-            lines.append(
-                f"| {size} | {_NAMES.get(name, name)} | {1e3 * row['forward']:,.1f} | {1e3 * row['step']:,.1f} | "
-                f"{row['rows_per_s']:,.2f} | {them / row['step']:.2f} | {row['step'] / full:.3f} | {mfu} | "
-                f"{row['peak_mib']:,.0f} |"
-            )
+        for name in (name for name in _ORDER if name in found):
+            row, cells = found[name], [size, _NAMES.get(name, name)]
+            for key in ("forward", "step"):
+                seconds, them, full = row[key], found["transformers"][key], found["full"][key]
+                cells += [f"{1e3 * seconds:,.1f}", f"{them / seconds:.2f}", f"{seconds / full:.3f}"]
+            mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
+            cells += [f"{row['rows_per_s']:,.2f}", mfu, f"{row['peak_mib']:,.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        if missing:
+            lines.append(f"| {size} | {_NAMES[LTD]} | {missing} |{' |' * 8}")
     return "\n".join(lines)
 
 
@@ -91,8 +111,11 @@ def _peak_memory(name: str, config: Config, rows: int, length: int) -> float:
     """Peak MiB of two steps of one path: of the GPU's memory, or of a process that does nothing else."""
     if DEVICE.type != "cuda":
         job = json.dumps({"name": name, "config": to_dict(config), "rows": rows, "length": length})
-        command = [sys.executable, "-m", "sctd.bench.step", job]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        done = subprocess.run([sys.executable, "-m", "sctd.bench.step", job], capture_output=True, text=True)
+        if done.returncode != 0:
+            said = (done.stderr.split("\n")[-2:] or [""])[0] or f"ended by signal {-done.returncode}, out of memory?"
+            raise UserError(f"--sizes: {name} at {rows}x{length} cannot be run: {said}")
+        return float(done.stdout.split()[-1])
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
