@@ -60,7 +60,11 @@ def test_a_profile(tmp_path: File) -> None:
     for phase in ("drop", "align"):
         with gzip.open(tmp_path / f"trace-{phase}.json.gz", "rt") as file:
             assert json.load(file)["traceEvents"]
-    assert sum("%" in line and " ms " in line for line in done.stdout.splitlines()) == 20
+    (path,) = tmp_path.glob("profile-fp32-*.json")
+    steps = json.loads(path.read_text())["steps"]
+    for step in steps.values():
+        assert step["ms"] > 0 and sum(" ms " in line for line in step["summary"]) == 10
+        assert all(line in done.stdout for line in step["summary"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path as File
 from torch.profiler import ProfilerActivity, profile
 
 from sctd.bench.paths import Path
+from sctd.bench.result import write_result
 from sctd.bench.timing import DEVICE, self_times, wait
 from sctd.config import Config
 
@@ -26,7 +27,11 @@ _KINDS = {
 
 
 def profile_steps(config: Config, rows: int, length: int, out: File) -> None:
-    """Write `trace-drop.json.gz` and `trace-align.json.gz` into `out`, for https://ui.perfetto.dev."""
+    """Write `trace-drop.json.gz` and `trace-align.json.gz` into `out`, for https://ui.perfetto.dev.
+
+    What is printed goes into `profile-PRECISION-<device>.json` too.
+    """
+    result = {}
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
     for name in ("drop", "align"):
         path = Path(name, config, rows, length)
@@ -39,8 +44,13 @@ def profile_steps(config: Config, rows: int, length: int, out: File) -> None:
         trace = out / f"trace-{name}.json.gz"
         profiler.export_chrome_trace(str(trace))
         print(f"{name.upper()} step, {rows}x{length}, {DEVICE.type}, {config.train.precision}: {trace}")
-        print("\n".join(f"  {line}" for line in summary(self_times(profiler))))
+        times = self_times(profiler)
+        result[name] = {"ms": sum(spent for _, spent, _ in times) / 1e3, "summary": summary(times)}
+        print("\n".join(f"  {line}" for line in result[name]["summary"]))
         del path
+    precision = config.train.precision
+    facts = {"size": f"{rows}x{length}", "precision": precision, "steps": result}
+    print(f"written {write_result(out, f'profile-{precision}', facts)}")
 
 
 def summary(times: list[tuple[str, float, int]]) -> list[str]:

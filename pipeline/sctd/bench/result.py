@@ -1,6 +1,7 @@
 """What every measurement writes beside its numbers: device, versions, date."""
 
 import json
+import os
 import platform
 import re
 from datetime import UTC, datetime
@@ -22,11 +23,13 @@ def device_name() -> str:
 
 def facts() -> dict[str, Any]:
     packages = ("torch", "transformers", "deepspeed", "numpy")
+    tuned = ("MALLOC_", "OMP_", "SCTD_", "TORCH", "CUDA_")  # the environment's say in how fast it is
     return {
         "device": device_name(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(tuned)},
     }
 
 
