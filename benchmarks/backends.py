@@ -4,7 +4,9 @@
 
 Runs torch (the reference) and every other backend that this machine has: Triton on a GPU or under its interpreter, CUDA
 C++ on a GPU. `NAME, selection only` takes that backend for select, gather and merge alone, and torch for the rest: in
-float32 this must be the reference's run, bit for bit. Writes results/backends-<device>.json.
+float32 this must be the reference's run, bit for bit. `torch, nudged` is the reference with a learning rate that is one
+part in ten million higher. How far it parts from the reference is what any other rounding may do in so many steps: one
+score that falls on the other side of the K-th changes which tokens are trained. Writes results/backends-<device>.json.
 
 A run that is in --work already is not trained again, and is compared as far as it got. The interpreter has no erf but
 Python's, a number at a time, which would make an hour of GELU; here it borrows torch's, and nothing else.
@@ -21,9 +23,11 @@ from typing import Any
 import torch
 
 from sctd.bench.result import write_result
+from sctd.config import load_config
 from sctd.train.monitor import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
+RATE = load_config("demo", []).optimizer.lr
 
 # In a child process, so that each backend is chosen as a user chooses it; the patches are for the interpreter's erf and
 # for `selection only`.
@@ -42,11 +46,12 @@ raise SystemExit(main(sys.argv[1:]))
 """
 
 
-def run(backend: str, part: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Losses of every step, and a hash of the final weights where the run came to its end."""
+def run(backend: str, part: str, args: argparse.Namespace, folder: Path, rate: float = RATE) -> dict[str, Any]:
+    """Losses of every step; held-out loss and a hash of the weights where the run came to its end."""
     overrides = [
         f"data.corpus={args.corpus}", f"run.dir={folder}", f"train.stop_at={args.steps}", "train.log_every=1",
-        "train.valid_every=0", "train.valid_rows=128", "run.examples=[]", f"train.save_every={args.steps}",
+        f"optimizer.lr={rate!r}", "train.valid_every=0", "train.valid_rows=128", "run.examples=[]",
+        f"train.save_every={args.steps}",
     ]  # fmt: skip
     environment = os.environ | {"SCTD_KERNELS": backend}
     if backend == "triton" and not torch.cuda.is_available():
@@ -55,8 +60,10 @@ def run(backend: str, part: str, args: argparse.Namespace, folder: Path) -> dict
     if not (folder / "metrics.jsonl").exists():
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     weights = next(folder.glob("checkpoints/step-*/model.safetensors"), None)
+    records = read_metrics(folder)
     return {
-        "losses": [record["loss"] for record in read_metrics(folder)],
+        "losses": [record["loss"] for record in records],
+        "valid_loss": records[-1].get("valid_loss"),
         "weights_sha256": weights and hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
 
@@ -69,24 +76,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/backends"))
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
-    others = ["triton", "cuda"] if torch.cuda.is_available() else ["triton"]
     reference = run("torch", "all", args, args.work / "torch")
     results: dict[str, Any] = {"torch": reference}
-    for backend in others:
-        for part in ("selection", "all"):
-            name = f"{backend}, selection only" if part == "selection" else backend
-            found = run(backend, part, args, args.work / f"{backend}-{part}")
-            pairs = list(zip(found["losses"], reference["losses"], strict=False))
-            found["steps_compared"] = len(pairs)
-            found["largest_difference"] = max(abs(one - other) for one, other in pairs)
-            found["bitwise"] = found["weights_sha256"] == reference["weights_sha256"] and all(a == b for a, b in pairs)
-            results[name] = found
+    results["torch, nudged"] = run("torch", "all", args, args.work / "torch-nudged", RATE * (1 + 1e-7))
+    for backend in ["triton", "cuda"] if torch.cuda.is_available() else ["triton"]:
+        results[f"{backend}, selection only"] = run(backend, "selection", args, args.work / f"{backend}-selection")
+        results[backend] = run(backend, "all", args, args.work / f"{backend}-all")
+    for found in results.values():
+        pairs = list(zip(found["losses"], reference["losses"], strict=False))
+        found["steps_compared"] = len(pairs)
+        found["largest_difference"] = max(abs(one - other) for one, other in pairs)
+        found["bitwise"] = found["weights_sha256"] == reference["weights_sha256"] and all(a == b for a, b in pairs)
     for name, found in results.items():
         losses = found["losses"]
         print(f"{name:<24} {len(losses)} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}", end="")
         if name != "torch":
             how = "bit for bit" if found["bitwise"] else f"within {found['largest_difference']:.1e}"
             print(f", {how} over {found['steps_compared']}", end="")
+        if found["valid_loss"] is not None:
+            print(f", held-out {found['valid_loss']:.4f}", end="")
         print()
     print(write_result(RESULTS, "backends", {"recipe": "demo", "steps": args.steps, "runs": results}))
 

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from pathlib import Path as File
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -31,7 +32,7 @@ def profile_steps(config: Config, rows: int, length: int, out: File) -> None:
 
     What is printed goes into `profile-PRECISION-<device>.json` too.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
     for name in ("drop", "align"):
         path = Path(name, config, rows, length)
