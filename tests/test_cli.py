@@ -209,16 +209,6 @@ def test_optional_apex_asked_for_and_absent(recipe: Path, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stderr
 
 
-def test_tasks_of_a_launcher_that_does_not_number_them(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each of them would otherwise train the same run on its own."""
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}")
-    assert done.returncode == 2 and "RANK is not set" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_prepare_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "no file matches" in refused(capsys, "prepare", "--source", tmp_path / "*.txt", "--out", out)

@@ -12,6 +12,8 @@ from sctd import __version__
 from sctd.config import load_config, recipe_names, to_yaml
 from sctd.errors import UserError
 
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")  # as launchers name it, before we look closer
+
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
@@ -22,19 +24,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, or 2 for bad input."""
+    """Run one verb; the exit code is 0, 2 for bad input, or what the verb itself says (75: stopped, to be resumed)."""
     try:
         args = _parse(argv)
-        args.call(args)
+        return args.call(args) or 0
     except (UserError, OSError) as error:  # of the file system's errors all have a cause outside the program
         _report(" ".join(str(error).split()))
         return 2
-    return 0
 
 
 def _report(message: str) -> None:
     """One line for one mistake: what all ranks find, rank 0 says; what one of them finds, it says after a while."""
-    rank = os.environ.get("RANK", "0")
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
     if rank != "0":
         time.sleep(5)  # when rank 0 has said it, its launcher has ended this process by now
         message = f"rank {rank}: {message}"
@@ -134,7 +135,7 @@ def _prepare(args: argparse.Namespace) -> None:
     prepare(args.source, args.out, args.seq_len, args.tokenizer, args.vocab_size, args.valid_fraction, args.seed)
 
 
-def _pretrain(args: argparse.Namespace) -> None:
+def _pretrain(args: argparse.Namespace) -> int:
     config = load_config(args.recipe, args.overrides)
     if args.print_config:
         if args.deepspeed_config:
@@ -144,10 +145,10 @@ def _pretrain(args: argparse.Namespace) -> None:
                 config, read_deepspeed_json(args.deepspeed_config), int(os.environ.get("WORLD_SIZE", 1))
             )
         print(to_yaml(config), end="")
-        return
+        return 0
     from sctd.train.pretrain import pretrain
 
-    pretrain(config, resume=args.resume, deepspeed_config=args.deepspeed_config)
+    return pretrain(config, resume=args.resume, deepspeed_config=args.deepspeed_config)
 
 
 def _bench(args: argparse.Namespace) -> None:

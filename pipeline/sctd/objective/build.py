@@ -9,6 +9,7 @@ from sctd.model.token_dropping import TokenDropping
 from sctd.objective.arms import ARMS, Selection
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.pretraining import PretrainingModel
+from sctd.objective.schedule import HybridScheduleHook
 
 
 def build_model(
@@ -42,3 +43,15 @@ def build_model(
         # Not `model.compile`: that compiles the engine's hooks too, again for each step they count.
         model.forward = torch.compile(model.forward, fullgraph=True, mode=mode)  # type: ignore[method-assign]
     return model
+
+
+def build_hook(config: Config, length: int) -> HybridScheduleHook:
+    """The hybrid schedule of `config.arm` on rows of `length` tokens."""
+    arm = ARMS[config.arm]
+    return HybridScheduleHook(
+        drops=arm.drops,
+        interval=config.objective.interval if arm.aligns else 0,
+        keep_ratio=config.model.keep_ratio,
+        length=length,
+        grow_steps=config.train.steps if arm.keep_grows else 0,
+    )

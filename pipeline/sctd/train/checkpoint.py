@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from sctd.train.distributed import World, barrier
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"  # float32, whole, for export and evaluation; resuming does not read it
+_LATEST = "latest"
 _CLIENT_KEY = "sctd"
 
 
@@ -79,7 +79,7 @@ def save(
         final = folder / name
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _write_atomically(folder / "latest", name + "\n")
+        write_atomically(folder / _LATEST, name + "\n")
         _prune(folder, name, keep)
     barrier()
     return folder / name
@@ -94,11 +94,11 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, dict[str, Tenso
     return Progress(**state["progress"]), state["importance"]
 
 
-def newest_whole(run_dir: Path, log: Any = print) -> Path:
-    """The newest checkpoint of a run whose files are those of its manifest.
+def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
+    """The newest checkpoint of a run whose files are those of its manifest; None where none was ever finished.
 
     Raises:
-        UserError: there is none.
+        UserError: there were some, and none is whole.
     """
     folder = checkpoint_folder(run_dir)
     candidates = _by_age(folder)
@@ -109,25 +109,9 @@ def newest_whole(run_dir: Path, log: Any = print) -> Path:
         log(f"checkpoint {path} is damaged ({damage}): passed over")
     if candidates:
         raise UserError(f"none of the {len(candidates)} checkpoints in {folder} is whole: restore one from a backup")
-    raise UserError(f"no checkpoint in {folder}: remove the folder of the run and start it without --resume")
-
-
-def agree_on_checkpoint(run_dir: Path, world: World) -> Path:
-    """`newest_whole` as rank 0 sees it, on all ranks.
-
-    Raises:
-        UserError: on every rank, with the same message.
-    """
-    answer: list[Any] = [None, None]
-    if world.is_main:
-        try:
-            answer[0] = str(newest_whole(run_dir))
-        except UserError as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    return Path(answer[0])
+    if (folder / _LATEST).exists():
+        raise UserError(f"{folder / _LATEST} names a checkpoint, but there is none: restore one from a backup")
+    return None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -154,6 +138,15 @@ def verify(path: Path) -> str | None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Float32 parameters of a checkpoint by name, whatever its engine, its ranks and its ZeRO stage were."""
     return load_file(path / WEIGHTS)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old text or the new one, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
 
 
 @torch.no_grad()
@@ -185,16 +178,8 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         _fsync(file)
         files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    _write_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+    write_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
     _fsync(folder)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _fsync(temporary)
-    temporary.replace(path)
-    _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:

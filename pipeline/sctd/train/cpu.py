@@ -9,12 +9,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _NEVER = -1
 
 
-def share_cores() -> None:
+def share_cores(ranks: int) -> None:
     """Ranks on one machine split its cores, unless the user has said how many threads each gets."""
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         return
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 

@@ -1,9 +1,10 @@
-"""Who am I among how many: rank, world and device of this process, for every way of being started."""
+"""The process group of a job, and the device of this process."""
 
 import os
-import socket
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -12,6 +13,9 @@ from deepspeed.accelerator import get_accelerator
 
 from sctd.errors import UserError
 from sctd.train.cpu import keep_freed_memory, share_cores
+from sctd.train.launch import Launch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,21 @@ class World:
         return self.rank == 0
 
 
-def init_world() -> World:
-    """Join the process group of the launcher (`deepspeed`, `torchrun`), or form a group of one.
-
-    NCCL on GPUs, gloo elsewhere.
+def init_world(launch: Launch) -> World:
+    """Join the process group of the job: NCCL on GPUs, gloo elsewhere.
 
     Raises:
-        UserError: started as several tasks by something that does not number them.
+        UserError: more processes on this machine than it shows them GPUs.
     """
-    if "RANK" not in os.environ:
-        _refuse_other_launchers()
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    launch.export(os.environ)
     # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if get_accelerator().device_name() == "cuda":  # DeepSpeed's word, which DS_ACCELERATOR overrules
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", _gpu(launch))
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        share_cores()
+        share_cores(launch.local_size)
         keep_freed_memory()
         # DeepSpeed would compile its shared-memory collectives on first use: that takes a C++ compiler and half a
         # minute, for reductions whose order gloo fixes anyway.
@@ -53,19 +52,38 @@ def init_world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _refuse_other_launchers() -> None:
-    """Several tasks that do not know of each other would all train, and write, the same run."""
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if int(os.environ.get(name, "1")) > 1:
-            raise UserError(f"{name} is {os.environ[name]}, but RANK is not set: start with deepspeed or torchrun")
+def _gpu(launch: Launch) -> int:
+    """The process's GPU: its own number, or the only one where a launcher shows each process just its own."""
+    visible = torch.cuda.device_count()
+    if visible == 1:
+        return 0
+    if launch.local_rank >= visible:
+        raise UserError(
+            f"process {launch.local_rank} of this machine has no GPU: {visible} are visible; start as many processes "
+            "as there are GPUs"
+        )
+    return launch.local_rank
+
+
+def from_main(world: World, call: Callable[[], T]) -> T:
+    """What `call` answers on rank 0, on every rank. Its answer is pickled on the way.
+
+    Raises:
+        UserError: of rank 0's call, on every rank, with the same message.
+    """
+    answer: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            answer[0] = call()
+        except (UserError, OSError) as error:
+            answer[1] = str(error)
+    if world.size > 1:
+        dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
 
 
 def barrier() -> None:
     if dist.get_world_size() > 1:
         dist.barrier()
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -79,6 +79,8 @@ def export_run(run_dir: Path, out: Path) -> None:
     config, out = read_run(run_dir), out.resolve()
     _require_free(out)
     path = checkpoint.newest_whole(run_dir)
+    if path is None:
+        raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
     corpus = run_dir / CORPUS_COPY
     manifest = read_manifest(corpus)
     shape = bert_shape(config, manifest)

@@ -25,6 +25,7 @@ from sctd.train.distributed import World
 from sctd.train.engine import StepWatch
 from sctd.train.learning_rate import learning_rate
 from sctd.train.monitor import Clock, LossMeter, Monitor
+from sctd.train.preemption import Mailbox, Requests
 from sctd.train.validate import validate
 
 
@@ -45,16 +46,17 @@ class Run:
     flops: StepFlops
     peak_flops: float | None
     identity: dict[str, Any]
+    mailbox: Mailbox
     own_learning_rate: bool  # false where the user's DeepSpeed JSON brings a scheduler
 
 
 def train(run: Run, progress: Progress) -> Progress:
-    """Train from `progress` to `train.stop_at`, logging, validating and saving on the way."""
+    """Train from `progress` to `train.stop_at`, or until asked to stop, logging, validating and saving on the way."""
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
     monitor = Monitor(run.run_dir, run.world, progress.step, last_step)
     meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
-    window = Window(run, progress)
+    window, requests = Window(run, progress), Requests(run.mailbox, run.run_dir, run.world)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
@@ -73,9 +75,10 @@ def train(run: Run, progress: Progress) -> Progress:
         progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
         window.add(step)
         monitor.advance(step)
+        request = requests.agree()
 
         validates = step == last_step or is_due(step, cfg.valid_every)
-        if validates or step == 1 or is_due(step, cfg.log_every):
+        if validates or request.stop or step == 1 or is_due(step, cfg.log_every):
             means = meter.read(run.engine.get_global_grad_norm())
             progress.seconds = clock.seconds()
             record = {"step": step, "phase": str(run.hook.phase(step)), **means, "lr": rate}
@@ -86,10 +89,13 @@ def train(run: Run, progress: Progress) -> Progress:
                     record |= validate(run.engine, run.valid_rows, run.masker, cfg.valid_rows, micro_batch, run.world)
                     monitor.importance(run.importance, run.tokenizer, step)
                 monitor.log(record)
-        if step == last_step or is_due(step, cfg.save_every):
+        if step == last_step or request.stop or request.save or is_due(step, cfg.save_every):
             progress.seconds = clock.seconds()
             with clock.paused():
                 save(run, progress)
+        if request.stop:
+            break
+    requests.close()
     monitor.close()
     return progress
 

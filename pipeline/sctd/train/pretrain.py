@@ -1,13 +1,12 @@
 """From a configuration to a trained, exported model: builds every part of a run and hands them to the loop."""
 
-import dataclasses
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,108 +15,110 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from sctd.config import Config, to_yaml
+from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
 from sctd.corpus.prepare import load_corpus_tokenizer
 from sctd.data.masking import Masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
 from sctd.model.bert import BertShape
-from sctd.objective.arms import ARMS
-from sctd.objective.build import build_model
-from sctd.objective.schedule import HybridScheduleHook
+from sctd.objective.build import build_hook, build_model
 from sctd.train import checkpoint
 from sctd.train.accounting import device_peak, step_flops
 from sctd.train.checkpoint import Progress
-from sctd.train.distributed import World, barrier, init_world
+from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import build_engine, read_deepspeed_json, resolve
-from sctd.train.export import CORPUS_COPY, bert_shape, export_run, fill_mask, read_run
+from sctd.train.export import bert_shape, export_run, fill_mask
+from sctd.train.launch import discover
+from sctd.train.lock import locked
 from sctd.train.loop import Run, train
 from sctd.train.monitor import format_seconds, read_metrics
+from sctd.train.preemption import EXIT_STOPPED, Mailbox
+from sctd.train.run_folder import check_run_dir, check_same_run, start_run_dir
 from sctd_kernels import backend
 
-DEEPSPEED_COPY = "deepspeed.json"  # the merged DeepSpeed configuration, kept with the run
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Keys that may differ when a run is resumed: they change when and what is reported, not what is computed.
-_FREE_AT_RESUME = {
-    "run.dir", "run.examples", "data.corpus", "train.stop_at", "train.log_every", "train.valid_every",
-    "train.valid_rows", "train.save_every", "train.keep_checkpoints", "train.micro_batch_size",
-    "train.checkpoint_activations",
-}  # fmt: skip
 
 
-def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None = None) -> None:
-    """Run a pretraining job to its end, on every rank of it.
+def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None = None) -> int:
+    """Run a pretraining job to its end, or until it is asked to stop, on every rank of it.
 
     Args:
-        resume: continue the newest whole checkpoint in `run.dir`.
+        resume: continue the newest whole checkpoint in `run.dir`; a run that has none yet starts at its beginning.
         deepspeed_config: path of a DeepSpeed JSON that wins over the recipe.
+
+    Returns:
+        The process's exit code: 0 at the end, `preemption.EXIT_STOPPED` where a checkpoint waits to be resumed.
 
     Raises:
         UserError: bad input of any kind, before anything is written.
     """
+    launch = discover(os.environ)
     user_json = read_deepspeed_json(deepspeed_config)
-    corpus = Path(config.data.corpus)
     if not config.data.corpus:
         raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
-    manifest = read_manifest(corpus)
-    verify_shards(corpus, manifest, full=os.environ.get("RANK", "0") == "0")  # one rank hashes, all look at sizes
-    tokenizer = load_corpus_tokenizer(corpus, manifest)
-    shape = bert_shape(config, manifest)
+    source = _Source.open(Path(config.data.corpus), full=launch.rank == 0)  # one rank hashes, all look at sizes
+    shape = bert_shape(config, source.manifest)
     run_dir = Path(config.run.dir)
-    _check_run_dir(run_dir, resume)
+    check_run_dir(run_dir, resume)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    world = init_world()
-    _check_device(config, world.device.type)
-    say = print if world.is_main else _silent
-    config, ds_config = resolve(config, user_json, world.size)
-    if resume:
-        _check_same_run(config, ds_config, run_dir)
-    path = checkpoint.agree_on_checkpoint(run_dir, world) if resume else None
+    mailbox = Mailbox()
+    with mailbox.listening():
+        world = init_world(launch)
+        say = print if world.is_main else _silent
+        _check_device(config, world.device.type)
+        with locked(run_dir, world):
+            config, ds_config = resolve(config, user_json, world.size)
+            if resume:
+                check_same_run(config, ds_config, run_dir)
+            path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if resume else None
+            run = _build(config, ds_config, world, shape, source, mailbox)
+            progress = _begin(run, ds_config, path, resume, say)
+            goal = config.train.stop_at or config.train.steps
+            if progress.step >= goal:
+                say(f"{run_dir} is at step {progress.step} already, nothing to train")
+            else:
+                _introduce(run, source.manifest, say)
+                progress = train(run, progress)
+                say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
+            barrier()
+            dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
+            if progress.step < goal:
+                why = ", ".join(mailbox.signals) or "a file or another rank"
+                say(f"stopped on request ({why}), and saved: continue with --resume")
+                return EXIT_STOPPED
+            if world.is_main:
+                _finish(run_dir, config, source.manifest, say)
+            return 0
 
-    run = _build(config, ds_config, world, shape, corpus, manifest, tokenizer)
-    progress = Progress(ledger=run.identity["data"])
-    if path is None:
-        _start_run_dir(run_dir, config, ds_config, world)
-    else:
-        progress = _restore(run, path)
-        say(f"resuming {run_dir} at step {progress.step} ({path.name})")
-    if progress.step >= (config.train.stop_at or config.train.steps):
-        say(f"{run_dir} is at step {progress.step} already, nothing to train")
-    else:
-        _introduce(run, manifest, say)
-        progress = train(run, progress)
-        say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
-    barrier()
-    dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
-    if world.is_main:
-        _finish(run_dir, config, manifest, say)
+
+@dataclass(frozen=True)
+class _Source:
+    """A prepared corpus, looked at and opened."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def open(folder: Path, full: bool) -> "_Source":
+        manifest = read_manifest(folder)
+        verify_shards(folder, manifest, full=full)
+        return _Source(folder, manifest, load_corpus_tokenizer(folder, manifest))
 
 
 def _build(
-    config: Config,
-    ds_config: dict[str, Any],
-    world: World,
-    shape: BertShape,
-    corpus: Path,
-    manifest: Manifest,
-    tokenizer: Tokenizer,
+    config: Config, ds_config: dict[str, Any], world: World, shape: BertShape, source: _Source, mailbox: Mailbox
 ) -> Run:
-    arm, seed = ARMS[config.arm], config.run.seed
+    manifest, seed = source.manifest, config.run.seed
     torch.manual_seed(seed)
     model = build_model(config, shape, manifest.special_ids, world.device)
-    hook = HybridScheduleHook(
-        drops=arm.drops,
-        interval=config.objective.interval if arm.aligns else 0,
-        keep_ratio=config.model.keep_ratio,
-        length=manifest.seq_len,
-        grow_steps=config.train.steps if arm.keep_grows else 0,
-    )
+    hook = build_hook(config, manifest.seq_len)
     engine = build_engine(model, config, ds_config, hook, world)
-    masker = _masker(config, manifest, tokenizer)
+    masker = _masker(config, manifest, source.tokenizer)
     micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
     share = Share(world.rank, world.size, micro, accumulation)
-    rows = Rows(corpus, manifest, "train")
+    rows = Rows(source.folder, manifest, "train")
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
@@ -126,14 +127,29 @@ def _build(
         hook=hook,
         importance=model.importance,
         stream=TrainStream(rows, masker, seed, share, pin=world.device.type == "cuda"),
-        valid_rows=Rows(corpus, manifest, "valid"),
+        valid_rows=Rows(source.folder, manifest, "valid"),
         masker=masker,
-        tokenizer=tokenizer,
+        tokenizer=source.tokenizer,
         flops=step_flops(config, shape, manifest.seq_len),
         peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
         identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest)},
+        mailbox=mailbox,
         own_learning_rate="scheduler" not in ds_config,
     )
+
+
+def _begin(
+    run: Run, ds_config: dict[str, Any], path: Path | None, resume: bool, say: Callable[[str], None]
+) -> Progress:
+    """Where the training starts: at a checkpoint, or at the beginning of a folder that is made for it now."""
+    if path is not None:
+        progress = _restore(run, path)
+        say(f"resuming {run.run_dir} at step {progress.step} ({path.name})")
+        return progress
+    if resume:
+        say(f"{run.run_dir} has no checkpoint yet: starting at its beginning")
+    start_run_dir(run.run_dir, run.config, ds_config, run.world)
+    return Progress(ledger=run.identity["data"])
 
 
 def _masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> Masker:
@@ -149,18 +165,6 @@ def _masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> Masker:
 def _data_hash(manifest: Manifest) -> str:
     hashes = "".join(shard.sha256 for shard in manifest.splits["train"].shards)
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
-
-
-def _check_run_dir(run_dir: Path, resume: bool) -> None:
-    if (run_dir / "config.yaml").exists() and not resume:
-        raise UserError(f"run.dir {run_dir} holds a run: pass --resume to continue it, or choose another run.dir")
-    standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise UserError(
-            f"run.dir {run_dir} cannot be made: {standing} is no folder to write in: choose another run.dir"
-        )
-    if resume and not run_dir.is_dir():
-        raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
 
 
 def _check_device(config: Config, device: str) -> None:
@@ -185,31 +189,6 @@ def _check_device(config: Config, device: str) -> None:
         raise UserError("train.compile is true, but there is no C++ compiler: install g++, or set it to false")
 
 
-def _check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> None:
-    new, old = (_flat(dataclasses.asdict(item)) for item in (config, read_run(run_dir)))
-    before = json.loads((run_dir / DEEPSPEED_COPY).read_text(encoding="utf-8"))
-    for section in ("optimizer", "scheduler"):
-        if _plain(ds_config.get(section)) != before.get(section):
-            raise UserError(f"--resume: {run_dir} was started with another DeepSpeed '{section}': pass that JSON")
-    for key, value in new.items():
-        if key not in _FREE_AT_RESUME and value != old[key]:
-            raise UserError(
-                f"--resume: {key} is {value!r}, the run in {config.run.dir} was started with {old[key]!r}: "
-                "keep it, or start another run.dir"
-            )
-
-
-def _plain(tree: Any) -> Any:
-    return json.loads(json.dumps(tree))  # as it is read back from a file
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _restore(run: Run, path: Path) -> Progress:
     facts = checkpoint.read_manifest(path)
     for key, what in (("tokenizer", "tokenizer"), ("data", "corpus")):
@@ -226,16 +205,6 @@ def _restore(run: Run, path: Path) -> Progress:
     if run.importance is not None and table is not None:
         run.importance.load_state_dict(table)
     return progress
-
-
-def _start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], world: World) -> None:
-    if world.is_main:
-        (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
-        (run_dir / DEEPSPEED_COPY).write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
-        for name in ("manifest.json", "tokenizer.json"):
-            shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    barrier()
 
 
 def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:

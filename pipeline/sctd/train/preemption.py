@@ -1,0 +1,94 @@
+"""Stopping and saving on request, agreed by all ranks at a step boundary.
+
+SIGTERM and SIGUSR1 set a flag and do nothing else, so that no signal can interrupt a save. Files named STOP and SAVE in
+the folder of the run ask for the same from a shell. At each step boundary the ranks exchange what they were asked for,
+over gloo and one step behind the training, so that neither the device nor the network is waited for.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sctd.train.distributed import World
+
+EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a slow network
+
+
+@dataclass
+class Request:
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass
+class Mailbox:
+    """What this process was asked for by a signal."""
+
+    signals: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it lasts, SIGTERM and SIGUSR1 are noted and do not end the process."""
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signals.append(signal.Signals(number).name)
+
+
+class Requests:
+    """What the job was asked for: the same answer on every rank.
+
+    Args:
+        mailbox: of this process. run_dir: where rank 0 looks for STOP and SAVE.
+    """
+
+    def __init__(self, mailbox: Mailbox, run_dir: Path, world: World) -> None:
+        self._mailbox, self._run_dir, self._world = mailbox, run_dir, world
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: tuple[Tensor, dist.Work] | None = None
+        self._looked = 0.0
+
+    def agree(self) -> Request:
+        """Call at every step boundary on all ranks: what any of them was asked for before the boundary before."""
+        mine = torch.tensor([bool(self._mailbox.signals), False], dtype=torch.uint8)
+        if self._world.is_main and time.monotonic() - self._looked >= _LOOK_EVERY:
+            self._looked = time.monotonic()
+            mine |= torch.tensor([self._take("STOP"), self._take("SAVE")], dtype=torch.uint8)
+        if self._group is None:
+            return Request(*map(bool, mine.tolist()))
+        answer = self._collect()
+        self._pending = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def close(self) -> Request:
+        """What was under way when the training ended."""
+        return self._collect()
+
+    def _collect(self) -> Request:
+        if self._pending is None:
+            return Request()
+        asked, work = self._pending
+        self._pending = None
+        work.wait()
+        return Request(*map(bool, asked.tolist()))
+
+    def _take(self, name: str) -> bool:
+        """Whether the file is there; it is removed, so that it counts once."""
+        with suppress(FileNotFoundError):
+            (self._run_dir / name).unlink()
+            return True
+        return False

@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# What every pretraining job does once its nodes are there; sourced by pretrain_*.sh, and not submitted itself.
+#
+#   RECIPE  recipe to train                      RUN     folder of the run; default runs/JOB-NAME
+#   CORPUS  folder made by `sctd prepare`        ARGS    overrides, as behind `sctd pretrain`
+#   DEEPSPEED_CONFIG  a JSON of ds_configs/      SRUN_ARGS  for srun, such as a container
+#   MAX_FAILURES  attempts in a row that may fail without a new checkpoint; default 3
+set -uo pipefail
+# shellcheck source=slurm/env.sh
+. slurm/env.sh
+
+RUN=${RUN:-runs/$SLURM_JOB_NAME}
+mkdir -p "$RUN"
+
+# Where the ranks meet: the job's first node. Each task finds its rank in what srun tells it.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}}
+export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
+[ -n "${CORPUS:-}" ] && command+=("data.corpus=$CORPUS")
+[ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
+[ -f "$RUN/config.yaml" ] && command+=(--resume) # this job, or one of its name, was here before
+
+newest() { cat "$RUN/checkpoints/latest" 2>/dev/null; }
+before=$(newest)
+echo "$(date -Is) job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), nodes ${nodes//$'\n'/ }: ${command[*]} ${ARGS:-}"
+# With a container (pyxis and enroot): SRUN_ARGS="--container-image=IMAGE --container-mounts=$PWD --container-workdir=$PWD"
+# shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
+srun --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-}
+code=$?
+echo "$(date -Is) srun ended with exit code $code; newest checkpoint: $(newest)"
+
+# 0: done. 2: bad input, which no second attempt mends. 75: stopped by a signal, with a checkpoint. Else: a failure.
+case $code in
+  0 | 2) exit "$code" ;;
+  75) ;;
+  *)
+    failures=1
+    [ "$(newest)" = "$before" ] && failures=$(($(cat "$RUN/failures" 2>/dev/null || echo 0) + 1))
+    echo "$failures" >"$RUN/failures"
+    if [ "$failures" -ge "${MAX_FAILURES:-3}" ]; then
+      echo "$failures failures in a row without a new checkpoint: given up. See the errors above."
+      exit "$code"
+    fi
+    ;;
+esac
+scontrol requeue "$SLURM_JOB_ID"

@@ -1,0 +1,114 @@
+"""Stopping on request: a run that was stopped anywhere ends as if it never had been."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import assert_same_run, environment, launcher, records, sctd, train, until
+
+STEPS = ("train.steps=40", "train.log_every=1", "train.save_every=0")
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Uninterrupted runs of one and of two ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    for ranks in (1, 2):
+        train(recipe, folder / str(ranks), *STEPS, ranks=ranks if ranks > 1 else 0)
+    return {ranks: folder / str(ranks) for ranks in (1, 2)}
+
+
+def start(recipe: Path, run_dir: Path, ranks: int) -> "subprocess.Popen[str]":
+    """A run in the background that has trained its first steps."""
+    command = [*(launcher("torchrun", ranks) if ranks > 1 else [sys.executable, "-m"]), "sctd", "pretrain"]
+    process = subprocess.Popen(
+        [*command, str(recipe), f"run.dir={run_dir}", *STEPS],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until(lambda: process.poll() is not None or has_trained(run_dir, 3), "third step", 120)
+    assert process.poll() is None, process.communicate()[0]
+    return process
+
+
+def has_trained(run_dir: Path, steps: int) -> bool:
+    return (run_dir / "metrics.jsonl").exists() and len(records(run_dir)) >= steps
+
+
+def finish(recipe: Path, run_dir: Path, ranks: int, whole: dict[int, Path]) -> None:
+    assert len(records(run_dir)) < 40, "the run ended before it was asked to stop"
+    train(recipe, run_dir, *STEPS, "--resume", ranks=ranks if ranks > 1 else 0)
+    assert_same_run(run_dir, whole[ranks])
+
+
+def by_file(process: "subprocess.Popen[str]", run_dir: Path) -> None:
+    (run_dir / "STOP").touch()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda process, _: process.send_signal(signal.SIGUSR1),
+        lambda process, _: process.send_signal(signal.SIGTERM),
+        by_file,
+    ],
+    ids=["SIGUSR1", "SIGTERM", "STOP"],
+)
+def test_one_rank_is_asked_to_stop(
+    ask: Callable[["subprocess.Popen[str]", Path], None], recipe: Path, tmp_path: Path, whole: dict[int, Path]
+) -> None:
+    process = start(recipe, tmp_path, 1)
+    ask(process, tmp_path)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "continue with --resume" in said and not (tmp_path / "STOP").exists()
+    finish(recipe, tmp_path, 1, whole)
+
+
+def test_one_rank_of_two_is_asked_and_both_stop(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
+    process = start(recipe, tmp_path, 2)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    subprocess.run(["kill", "-USR1", found.stdout.split()[-1]], check=True)  # rank 1: not the one that writes
+    said, _ = process.communicate(timeout=60)
+    assert "continue with --resume" in said, said
+    finish(recipe, tmp_path, 2, whole)
+
+
+def test_a_save_on_request(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
+    process = start(recipe, tmp_path, 1)
+    (tmp_path / "SAVE").touch()
+    until(lambda: (tmp_path / "checkpoints" / "latest").exists(), "a checkpoint")
+    process.kill()  # so that there is nothing but this checkpoint to go on from
+    process.communicate()
+    assert not (tmp_path / "SAVE").exists()
+    finish(recipe, tmp_path, 1, whole)
+
+
+def test_a_run_that_died_before_its_first_save_starts_again(
+    recipe: Path, tmp_path: Path, whole: dict[int, Path]
+) -> None:
+    process = start(recipe, tmp_path, 1)
+    process.kill()
+    process.communicate()
+    done = train(recipe, tmp_path, *STEPS, "--resume")
+    assert "has no checkpoint yet" in done.stdout
+    assert_same_run(tmp_path, whole[1])
+
+
+def test_a_second_job_on_a_run_is_refused(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
+    process = start(recipe, tmp_path, 1)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end before the second one asks
+    try:
+        began = time.monotonic()
+        second = sctd("pretrain", recipe, f"run.dir={tmp_path}", *STEPS, "--resume")
+        assert second.returncode == 2 and time.monotonic() - began < 60
+        assert f"in use by process {process.pid} on" in second.stderr
+    finally:
+        process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert_same_run(tmp_path, whole[1])
