@@ -71,7 +71,7 @@ setup(
     ],
     extras_require={
         "evaluation": ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2"],
-        "mpi": ["mpi4py>=4"],
+        "mpi": ["mpi4py>=4.1"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6",
@@ -80,6 +80,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "matplotlib>=3.9",
+            "mpi4py>=4.1",
             # Comes with torch's CUDA builds; the tests run its kernels under its interpreter.
             "triton>=3.6; sys_platform == 'linux'",
         ],

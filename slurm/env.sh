@@ -22,5 +22,5 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # export NCCL_IB_HCA=mlx5
 
 # Compiled kernels are kept on the node's own disk: home folders on a network are slow, and shared by all jobs.
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/$USER-triton}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/$(id -un)-triton}
 export PYTHONUNBUFFERED=1

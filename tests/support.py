@@ -47,14 +47,14 @@ def environment() -> dict[str, str]:
     }
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+def until(condition: Callable[[], T], what: str | Callable[[], str], seconds: float = 60) -> T:
     """What `condition` answers as soon as that is true of itself."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {seconds:g} s")
+    raise AssertionError(f"{what if isinstance(what, str) else what()}: not within {seconds:g} s")
 
 
 def train(recipe: Path, run_dir: Path, *arguments: Any, ranks: int = 0) -> subprocess.CompletedProcess[str]:

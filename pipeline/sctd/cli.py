@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +38,9 @@ def _report(message: str) -> None:
     """One line for one mistake: what all ranks find, rank 0 says; what one of them finds, it says after a while."""
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
     if rank != "0":
-        time.sleep(5)  # when rank 0 has said it, its launcher has ended this process by now
+        # When rank 0 has said it, its launcher ends this process meanwhile; the exit code must still tell what it was.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
+        time.sleep(5)
         message = f"rank {rank}: {message}"
     print(f"sctd: error: {message}", file=sys.stderr)
 

@@ -11,8 +11,8 @@ from sctd.train.launch import Launch, discover
 from support import environment, launcher, records, train
 
 SLURM = {
-    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "28", "SLURM_PROCID": "25", "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "3", "SLURM_STEP_TASKS_PER_NODE": "8(x3),4", "MASTER_ADDR": "gpu07",
+    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "28", "SLURM_STEP_TASKS_PER_NODE": "8(x3),4",
+    "SLURM_PROCID": "25", "SLURM_LOCALID": "1", "SLURM_NODEID": "3", "MASTER_ADDR": "gpu07",
 }  # fmt: skip
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "5",
