@@ -23,11 +23,14 @@ command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 [ -f "$RUN/config.yaml" ] && command+=(--resume) # this job, or one of its name, was here before
 
+# shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
+WORLD_SIZE=${SLURM_NTASKS:-1} "${command[@]}" ${ARGS:-} --print-config >/dev/null || exit # bad input, said in one line
+
 newest() { cat "$RUN/checkpoints/latest" 2>/dev/null; }
 before=$(newest)
 echo "$(date -Is) job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), nodes ${nodes//$'\n'/ }: ${command[*]} ${ARGS:-}"
 # With a container (pyxis and enroot): SRUN_ARGS="--container-image=IMAGE --container-mounts=$PWD --container-workdir=$PWD"
-# shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
+# shellcheck disable=SC2086
 srun --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-}
 code=$?
 echo "$(date -Is) srun ended with exit code $code; newest checkpoint: $(newest)"

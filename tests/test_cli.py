@@ -163,11 +163,11 @@ def test_run_dir_that_holds_another_run(capsys: pytest.CaptureFixture[str], reci
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_resume_without_a_run_or_a_checkpoint(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_a_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "pretrain", recipe, f"run.dir={tmp_path / 'none'}", "--resume")
     assert "does not exist" in line
     assert "holds no run" in refused(capsys, "export", tmp_path / "none", "--out", tmp_path / "out")
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)  # and no config.yaml, no manifest
     done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}", "--resume")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "holds no run" in done.stderr

@@ -42,7 +42,7 @@ def command(beginning: str) -> str:
 
 
 def test_all_commands_are_tested_here() -> None:
-    verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS]
+    verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS if "sbatch" not in line]  # those: tests/slurm
     assert verbs == [
         "make pretrain", "make test", "sctd prepare", "sctd pretrain", "sctd export", "tensorboard --logdir",
         "deepspeed --num_gpus",
