@@ -3,10 +3,11 @@
     python benchmarks/backends.py --corpus runs/demo-corpus
 
 Runs torch (the reference) and every other backend that this machine has: Triton on a GPU or under its interpreter, CUDA
-C++ on a GPU. `NAME, selection only` takes that backend for select, gather and merge alone, and torch for the rest: in
-float32 this must be the reference's run, bit for bit. `torch, nudged` is the reference with a learning rate that is one
-part in ten million higher. How far it parts from the reference is what any other rounding may do in so many steps: one
-score that falls on the other side of the K-th changes which tokens are trained. Writes results/backends-<device>.json.
+C++ on a GPU or, compiled for the host, without one. `NAME, selection only` takes that backend for select, gather and
+merge alone, and torch for the rest: in float32 this must be the reference's run, bit for bit. `torch, nudged` is the
+reference with a learning rate that is one part in ten million higher. How far it parts from the reference is what any
+other rounding may do in so many steps: one score that falls on the other side of the K-th changes which tokens are
+trained. Writes results/backends-<device>.json.
 
 A run that is in --work already is not trained again, and is compared as far as it got. The interpreter has no erf but
 Python's, a number at a time, which would make an hour of GELU; here it borrows torch's, and nothing else.
@@ -15,6 +16,7 @@ Python's, a number at a time, which would make an hour of GELU; here it borrows 
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +31,8 @@ from sctd.train.monitor import read_metrics
 RESULTS = Path(__file__).parent / "results"
 RATE = load_config("demo", []).optimizer.lr
 
-# In a child process, so that each backend is chosen as a user chooses it; the patches are for the interpreter's erf and
-# for `selection only`.
+# In a child process, so that each backend is chosen as a user chooses it. The patches are for the interpreter's erf,
+# for `selection only`, and for CUDA C++ without a GPU: compiled by g++ over the tests' shim, its threads taking turns.
 CHILD = """
 import os, sys
 import torch
@@ -39,7 +41,20 @@ from sctd_kernels import cross_entropy, elementwise
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
     interpreter.np_erf_fp32 = lambda array: torch.erf(torch.from_numpy(array)).numpy()
-if sys.argv.pop(1) == "selection":
+part = sys.argv.pop(1)
+if part == "host":
+    import importlib, subprocess, tempfile
+    from pathlib import Path
+    from sctd_kernels import cuda_library, nvcc
+    built = Path(tempfile.mkdtemp()) / "kernels.so"
+    shim = ["-I", os.environ["HOST_CUDA"], "-Wno-unknown-pragmas", "-fno-gnu-unique"]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", *shim, "-x", "c++"]
+    subprocess.run(["g++", *flags, *map(str, nvcc.sources()), "-o", built], check=True)
+    library = cuda_library.load(built)
+    cuda_library._kernels_and_stream = lambda device: (library, 0)
+    for name in ("select", "gather_merge", "gather_merge.operators"):
+        importlib.import_module(f"sctd_kernels.{name}").backend = lambda device_type: "cuda"
+if part == "selection":
     for package in (cross_entropy, elementwise):
         package._ops = lambda device_type, package=package: package.reference
 raise SystemExit(main(sys.argv[1:]))
@@ -54,6 +69,7 @@ def run(backend: str, part: str, args: argparse.Namespace, folder: Path, rate: f
         f"train.save_every={args.steps}",
     ]  # fmt: skip
     environment = os.environ | {"SCTD_KERNELS": backend}
+    environment["HOST_CUDA"] = str(Path(__file__).parents[1] / "tests/kernels/host_cuda")
     if backend == "triton" and not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-c", CHILD, part, "pretrain", "demo", *overrides]
@@ -79,6 +95,8 @@ def main() -> None:
     reference = run("torch", "all", args, args.work / "torch")
     results: dict[str, Any] = {"torch": reference}
     results["torch, nudged"] = run("torch", "all", args, args.work / "torch-nudged", RATE * (1 + 1e-7))
+    if not torch.cuda.is_available() and shutil.which("g++"):
+        results["cuda on the host, selection only"] = run("torch", "host", args, args.work / "cuda-host")
     for backend in ["triton", "cuda"] if torch.cuda.is_available() else ["triton"]:
         results[f"{backend}, selection only"] = run(backend, "selection", args, args.work / f"{backend}-selection")
         results[backend] = run(backend, "all", args, args.work / f"{backend}-all")

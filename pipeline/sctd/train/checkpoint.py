@@ -132,7 +132,9 @@ def verify(path: Path) -> str | None:
             return f"{name} has {file.stat().st_size} bytes, not {size}"
         if _sha256(file) != sha256:
             return f"{name} has another sha256"
-    return None
+    present = {str(file.relative_to(path)) for file in path.rglob("[!.]*") if file.is_file()}
+    strangers = sorted(present - {*files, MANIFEST})
+    return f"{strangers[0]} is not in its manifest" if strangers else None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
