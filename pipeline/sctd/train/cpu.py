@@ -27,3 +27,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def repeatable_products() -> None:
+    """Have MKL add in the same order at every run: by default its threads share a matrix product as they find time.
+
+    Rarely, and on a busy machine more often, a sum would come out one rounding apart, and the run with it. To be called
+    before the first product; a value that the user has set stays.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO")

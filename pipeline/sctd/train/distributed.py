@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from sctd.errors import UserError
-from sctd.train.cpu import keep_freed_memory, share_cores
+from sctd.train.cpu import keep_freed_memory, repeatable_products, share_cores
 from sctd.train.launch import Launch
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ def init_world(launch: Launch) -> World:
         device = torch.device("cpu")
         share_cores(launch.local_size)
         keep_freed_memory()
+        repeatable_products()
         # DeepSpeed would compile its shared-memory collectives on first use: that takes a C++ compiler and half a
         # minute, for reductions whose order gloo fixes anyway.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
