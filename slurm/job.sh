@@ -23,8 +23,10 @@ command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 [ -f "$RUN/config.yaml" ] && command+=(--resume) # this job, or one of its name, was here before
 
+# Bad input is said once, by one task, before all nodes start: a second attempt would not mend it.
 # shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
-WORLD_SIZE=${SLURM_NTASKS:-1} "${command[@]}" ${ARGS:-} --print-config >/dev/null || exit # bad input, said in one line
+WORLD_SIZE=$SLURM_NTASKS srun --nodes=1 --ntasks=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-} --print-config >/dev/null
+[ $? -eq 2 ] && exit 2
 
 newest() { cat "$RUN/checkpoints/latest" 2>/dev/null; }
 before=$(newest)

@@ -72,12 +72,13 @@ class Slurm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def state(self, job: str) -> str:
-        return self.run("scontrol", "show", "job", job).split("JobState=")[1].split()[0]
+    def field(self, job: str, name: str) -> str:
+        """What `scontrol show job` says of a job, such as JobState or RunTime."""
+        return self.run("scontrol", "show", "job", job).split(f"{name}=")[1].split()[0]
 
     def wait(self, job: str, *states: str, seconds: float = 240) -> str:
         """The state of a job once it is one of `states`."""
-        return until(lambda: state if (state := self.state(job)) in states else "", f"job {job} {states}", seconds)
+        return until(lambda: state if (state := self.field(job, "JobState")) in states else "", f"job {job} {states}", seconds)
 
     def start(self) -> None:
         (self.folder / "munge.key").write_bytes(os.urandom(128))

@@ -1,5 +1,6 @@
 """The job scripts on a real SLURM of two nodes: they train, and no interruption changes what comes out."""
 
+import math
 import os
 import re
 import shutil
@@ -60,7 +61,22 @@ def by_signal(slurm: Slurm, job: str) -> None:
 
 
 def by_time_limit(slurm: Slurm, job: str) -> None:
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    """SLURM looks at time limits twice a minute: until then the ranks pause. Before the signal it lets them go on."""
+    ranks = tasks(job)
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    hours, minutes, seconds = map(int, slurm.field(job, "RunTime").split(":"))
+    limit = math.ceil((3600 * hours + 60 * minutes + seconds + 45) / 60)  # 45 to 105 s from now; the warning: 60 before
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+    until(lambda: not any(map(paused, ranks)), lambda: f"a signal before the limit of {limit} minutes", 100)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # the second attempt would be warned at once, too
+
+
+def paused(process: int) -> bool:
+    try:
+        return "State:\tT" in Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def by_requeue(slurm: Slurm, job: str) -> None:
@@ -69,14 +85,22 @@ def by_requeue(slurm: Slurm, job: str) -> None:
 
 def by_killed_task(slurm: Slurm, job: str) -> None:
     """A task of the second node is gone from one moment to the next, as with a broken node."""
+    os.kill(tasks(job)[1], signal.SIGKILL)
+
+
+def tasks(job: str) -> list[int]:
+    """The processes that train in a job, by rank."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            said = (process / "environ").read_bytes().split(b"\0")
+            said = dict(word.split(b"=", 1) for word in (process / "environ").read_bytes().split(b"\0") if b"=" in word)
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"SLURM_JOB_ID={job}".encode() in said and b"SLURM_PROCID=1" in said and b"pretrain" in command:
-            os.kill(int(process.name), signal.SIGKILL)
+        if said.get(b"SLURM_JOB_ID") == job.encode() and b"SLURM_PROCID" in said and b"pretrain" in command:
+            found[int(said[b"SLURM_PROCID"])] = int(process.name)
+    assert sorted(found) == [0, 1], found
+    return [found[rank] for rank in sorted(found)]
 
 
 @pytest.mark.parametrize("interrupt", [by_signal, by_time_limit, by_requeue, by_killed_task])
@@ -87,8 +111,6 @@ def test_an_interrupted_job_ends_as_if_it_had_not_been(
     job = submit(slurm, recipe, tmp_path, save_every=5 if interrupt is by_killed_task else 0)
     interrupt(slurm, job)
     until(lambda: "attempt 2" in log(tmp_path), "a second attempt", 120)
-    if interrupt is by_time_limit:  # the second attempt would be stopped at once, too
-        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert slurm.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED") == "COMPLETED", log(tmp_path)
     said = log(tmp_path)
     assert "resuming" in said and "2 x cpu" in said
