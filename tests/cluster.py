@@ -78,7 +78,8 @@ class Slurm:
 
     def wait(self, job: str, *states: str, seconds: float = 240) -> str:
         """The state of a job once it is one of `states`."""
-        return until(lambda: state if (state := self.field(job, "JobState")) in states else "", f"job {job} {states}", seconds)
+        found = lambda: state if (state := self.field(job, "JobState")) in states else ""  # noqa: E731
+        return until(found, f"job {job} {states}", seconds)
 
     def start(self) -> None:
         (self.folder / "munge.key").write_bytes(os.urandom(128))

@@ -299,7 +299,7 @@ def test_types_are_checked(override: str, wanted: str) -> None:
         "train.valid_rows=0",
         "train.save_every=-1",
         "train.keep_checkpoints=0",
-        "train.zero_stage=3",
+        "train.zero_stage=4",
         "train.zero_stage=-1",
         "run.seed=-1",
         "run.examples=[no mask]",

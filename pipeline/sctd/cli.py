@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
     _add_bench(verbs.add_parser("bench", help="time every arm, and the kernels, on this machine"))
     _add_plan(verbs.add_parser("plan", help="memory, time and cost of a recipe on given GPUs, predicted"))
+    _add_verify_resume(verbs.add_parser("verify-resume", help="kill a run, resume it, compare with one left alone"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
     return parser
 
@@ -107,6 +108,15 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(call=_plan)
 
 
+def _add_verify_resume(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    verb.add_argument("--ranks", type=_positive, default=1, help="processes that are killed (default %(default)s)")
+    verb.add_argument("--resume-ranks", type=_positive, help="processes that continue (default: as many)")
+    verb.add_argument("--steps", type=_positive, default=10, help="before the kill, and after (default %(default)s)")
+    verb.set_defaults(call=_verify_resume)
+
+
 def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", type=Path, help="folder of a pretraining run")
     verb.add_argument("--out", required=True, type=Path, help="folder of the exported model")
@@ -130,6 +140,12 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--kernels", action="store_true", help="measure the kernels instead of whole steps")
     verb.add_argument("--profile", action="store_true", help="trace one DROP and one ALIGN step instead")
     verb.set_defaults(call=_bench)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -168,6 +184,13 @@ def _plan(args: argparse.Namespace) -> None:
     from sctd.plan.report import plan
 
     print(plan(args.recipe, config, args.gpus, args.seq_len))
+
+
+def _verify_resume(args: argparse.Namespace) -> int:
+    from sctd.verify import verify_resume
+
+    ranks = args.ranks
+    return 0 if verify_resume(args.recipe, args.overrides, ranks, args.resume_ranks or ranks, args.steps) else 1
 
 
 def _export(args: argparse.Namespace) -> None:

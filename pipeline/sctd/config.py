@@ -113,6 +113,7 @@ class TrainConfig:
     valid_rows: int = 1024  # at most
     save_every: int = 0  # 0: at the end only
     keep_checkpoints: int = 2
+    async_save: bool = True  # write checkpoints while training goes on; false: training waits for the disk
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ def validate(config: Config) -> None:
         _require(train.micro_batch_size >= 1, "train.micro_batch_size", train.micro_batch_size, "at least 1")
     if train.stop_at is not None:
         _require(1 <= train.stop_at <= train.steps, "train.stop_at", train.stop_at, f"in 1..train.steps={train.steps}")
-    _require(train.zero_stage in (0, 1, 2), "train.zero_stage", train.zero_stage, "0, 1 or 2")
+    _require(train.zero_stage in (0, 1, 2, 3), "train.zero_stage", train.zero_stage, "0, 1, 2 or 3")
     _require(train.compile or not train.cuda_graphs, "train.cuda_graphs", True, "false where train.compile is false")
     _require(config.run.seed >= 0, "run.seed", config.run.seed, "at least 0")
     for section in ("model", "objective", "optimizer", "schedule"):

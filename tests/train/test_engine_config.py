@@ -94,7 +94,7 @@ def test_gradients_are_summed_in_float32_unless_the_json_says_otherwise() -> Non
     assert resolved.train.precision == "bf16" and "bf16" not in merged and "data_types" not in merged
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_precision_of_the_recipe(precision: str, stage: int) -> None:
     _, merged = resolve(config(precision=precision, zero_stage=stage), {}, 1)
@@ -108,7 +108,10 @@ def test_precision_of_the_recipe(precision: str, stage: int) -> None:
     ("user", "words"),
     [
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16 and fp16"),
-        ({"zero_optimization": {"stage": 3}}, "stage is 3"),
+        ({"zero_optimization": {"stage": 4}}, "stage is 4"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param.*'none' or 'cpu'"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer must be an object"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "stage 1, 2 or 3"),
         ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, "use stage 1 or torch_autocast"),
     ],
 )

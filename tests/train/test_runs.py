@@ -161,12 +161,12 @@ def test_resume_takes_the_newest_whole_checkpoint(recipe: Path, finished: Path, 
     run_dir = tmp_path / "run"
     common = ["train.valid_every=5", "train.save_every=3"]
     train(recipe, run_dir, *common, "train.stop_at=7")
-    newest = run_dir / "checkpoints" / "step-00000007" / "mp_rank_00_model_states.pt"
+    newest = run_dir / "checkpoints" / "step-00000007" / "rank-00000.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     done = train(recipe, run_dir, *common, "--resume")
-    assert "step-00000007 is damaged (mp_rank_00_model_states.pt has another sha256)" in done.stdout
+    assert "step-00000007 is damaged (rank-00000.safetensors has another sha256)" in done.stdout
     assert "at step 6" in done.stdout
     assert_same_run(finished, run_dir)
 
@@ -262,8 +262,8 @@ def test_overflowing_steps_are_skipped_counted_and_shown(recipe: Path, tmp_path:
 
 
 def importance_table(run_dir: Path, step: int) -> torch.Tensor:
-    file = run_dir / "checkpoints" / f"step-{step:08d}" / "mp_rank_00_model_states.pt"
-    return torch.load(file, weights_only=False)["sctd"]["importance"]["scores"]
+    file = run_dir / "checkpoints" / f"step-{step:08d}" / "rank-00000.safetensors"
+    return load_file(file)["importance/scores/0"]
 
 
 def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -50,9 +50,7 @@ class ImportanceTable:
             self.scores_V = torch.where((count_V > 0) & self._updatable_V, moved_V, self.scores_V)
         self.sum_count_2V.zero_()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"scores": self.scores_V.cpu()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.scores_V = state["scores"].to(self.scores_V)
+    def restore(self, scores_V: Tensor) -> None:
+        """Continue from the scores of a checkpoint."""
+        self.scores_V = scores_V.to(self.scores_V)
         self.sum_count_2V.zero_()

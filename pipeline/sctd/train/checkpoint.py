@@ -1,32 +1,38 @@
-"""Checkpoints that are whole or invisible.
+"""Checkpoints that are whole or invisible, and belong to no number of ranks and no ZeRO stage.
 
-DeepSpeed writes under a temporary name; then every file is fsynced and hashed, the manifest written, the folder
-renamed, and `latest` replaced. Loading verifies: a checkpoint whose files differ from its manifest is named and passed
-over, the newest whole one is taken. Nothing is unpickled that was not verified.
+Each rank writes what it holds under a temporary name; then every file is fsynced and hashed, the manifest written, the
+folder renamed, and `latest` replaced. Loading verifies: a checkpoint whose files differ from its manifest is named and
+passed over, the newest whole one is taken. Nothing in it is a pickle.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from deepspeed.utils import safe_get_full_fp32_param
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sctd import __version__
 from sctd.errors import UserError
-from sctd.train.distributed import World, barrier
+from sctd.train.distributed import World, from_main
+from sctd.train.state import PARAMETER, StateFiles, restore, snapshot
 
 MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"  # float32, whole, for export and evaluation; resuming does not read it
+_STATE = "state.json"
 _LATEST = "latest"
-_CLIENT_KEY = "sctd"
+_RANK_FILES = "rank-*.safetensors"
+_IMPORTANCE = ("importance", "scores")
+_HASHERS = 4
 
 
 @dataclass
@@ -47,51 +53,98 @@ def checkpoint_folder(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
-def save(
-    engine: DeepSpeedEngine,
-    run_dir: Path,
-    progress: Progress,
-    importance: dict[str, Tensor] | None,
-    identity: dict[str, Any],
-    world: World,
-    keep: int,
-) -> Path:
-    """Write a checkpoint of this step, point `latest` at it and remove old ones beyond `keep`. All ranks call it.
+class Saver:
+    """Writes the checkpoints of a run. All ranks make one, and call it at the same steps.
 
     Args:
         identity: what must match at a resume (hashes of tokenizer and data); goes into the manifest.
+        keep: checkpoints to keep. behind: write while training goes on, which waits for the copy to the host alone.
     """
-    folder = checkpoint_folder(run_dir)
-    name = f"step-{progress.step:08d}"
-    temporary = folder / f".{name}.tmp"
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    barrier()
-    scaler = engine.torch_autocast_z0_gradscaler
-    state = {"progress": vars(progress), "importance": importance, "scaler": scaler and scaler.state_dict()}
-    engine.save_checkpoint(str(folder), tag=temporary.name, client_state={_CLIENT_KEY: state}, save_latest=False)
-    weights = _fp32_weights(engine, world)
-    barrier()
-    if world.is_main:
-        save_file(weights, temporary / WEIGHTS)
-        _seal(temporary, {"step": progress.step, "world_size": world.size, "version": __version__, **identity})
-        final = folder / name
+
+    def __init__(
+        self, engine: DeepSpeedEngine, run_dir: Path, identity: dict[str, Any], world: World, keep: int, behind: bool
+    ) -> None:
+        self._engine, self._folder, self._identity = engine, checkpoint_folder(run_dir), identity
+        self._world, self._keep, self._behind = world, keep, behind
+        # The thread has a process group of its own, so that its exchanges cannot meet those of the training.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sctd-save")
+        self._pending: Future[None] | None = None
+
+    def save(self, progress: Progress, importance: Tensor | None) -> None:
+        """Write a checkpoint of this step, point `latest` at it and remove old ones.
+
+        Raises:
+            UserError: on all ranks, for what keeps any of them from writing; the checkpoints before are untouched.
+        """
+        self.wait()
+        name = f"step-{progress.step:08d}"
+        temporary = self._folder / f".{name}.tmp"
+        tensors, facts = snapshot(self._engine, self._world)
+        size = sum(tensor.nbytes for tensor in tensors.values()) * self._world.size
+        from_main(self._world, lambda: _make_room(temporary, size))
+        if self._world.is_main and importance is not None:
+            tensors["/".join([*_IMPORTANCE, "0"])] = importance.cpu().clone()
+        facts["progress"] = vars(progress).copy()
+        self._pending = self._thread.submit(self._write, name, temporary, tensors, facts)
+        if not self._behind:
+            self.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save ended with an error, which `wait` raises."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last save is on disk.
+
+        Raises:
+            UserError: on all ranks, if it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, name: str, temporary: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        problem, entry = _attempt(lambda: _write_rank(temporary, self._world.rank, tensors))
+        entries: list[Any] = [(problem, entry)] * self._world.size
+        if self._group is not None:
+            dist.all_gather_object(entries, (problem, entry), group=self._group)
+        problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(entries) if problem]
+        if self._world.is_main and not problems:
+            step = facts["progress"]["step"]
+            manifest = {"step": step, "world_size": self._world.size, "version": __version__, **self._identity}
+            hashes = dict(entry for _, entry in entries)
+            problem, _ = _attempt(lambda: self._commit(name, temporary, facts, manifest, hashes))
+            problems = [problem] if problem else []
+        answer = [problems]
+        if self._group is not None:
+            dist.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[0]:
+            if self._world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(f"cannot save {self._folder / name}: {answer[0][0]}; checkpoints before it are untouched")
+
+    def _commit(
+        self, name: str, temporary: Path, facts: dict[str, Any], manifest: dict[str, Any], files: dict[str, Any]
+    ) -> None:
+        write_atomically(temporary / _STATE, json.dumps(facts, indent=1))
+        files[_STATE] = _entry(temporary / _STATE)
+        write_atomically(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+        final = self._folder / name
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        write_atomically(folder / _LATEST, name + "\n")
-        _prune(folder, name, keep)
-    barrier()
-    return folder / name
+        write_atomically(self._folder / _LATEST, name + "\n")
+        _prune(self._folder, name, self._keep)
 
 
-def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, dict[str, Tensor] | None]:
-    """Restore the engine from a verified checkpoint. All ranks call it with the same path."""
-    _, client = engine.load_checkpoint(str(path.parent), tag=path.name)
-    state = client[_CLIENT_KEY]
-    if engine.torch_autocast_z0_gradscaler is not None:
-        engine.torch_autocast_z0_gradscaler.load_state_dict(state["scaler"])
-    return Progress(**state["progress"]), state["importance"]
+def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
+    """Restore the engine from a verified checkpoint: the progress, and the importance table where there is one."""
+    facts, files = _read_state(path), StateFiles(path, _RANK_FILES)
+    progress = Progress(**facts["progress"])
+    restore(engine, files, facts, progress.step)
+    size = files.length(*_IMPORTANCE)
+    return progress, files.read(*_IMPORTANCE, 0, size) if size else None
 
 
 def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
@@ -124,13 +177,16 @@ def verify(path: Path) -> str | None:
         files = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in read_manifest(path)["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
-    for name, (size, sha256) in files.items():
+    for name, (size, _) in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, not {size}"
-        if _sha256(file) != sha256:
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        found = dict(zip(files, pool.map(lambda name: _sha256(path / name), files), strict=True))
+    for name, (_, sha256) in files.items():
+        if found[name] != sha256:
             return f"{name} has another sha256"
     present = {str(file.relative_to(path)) for file in path.rglob("[!.]*") if file.is_file()}
     strangers = sorted(present - {*files, MANIFEST})
@@ -138,8 +194,10 @@ def verify(path: Path) -> str | None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Float32 parameters of a checkpoint by name, whatever its engine, its ranks and its ZeRO stage were."""
-    return load_file(path / WEIGHTS)
+    """Float32 parameters of a checkpoint by name, whatever its ranks and its ZeRO stage were."""
+    files = StateFiles(path, _RANK_FILES)
+    shapes = {name: tuple(shape) for name, shape in _read_state(path)["shapes"].items()}
+    return {name: files.read(PARAMETER, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -151,37 +209,54 @@ def write_atomically(path: Path, text: str) -> None:
     _fsync(path.parent)
 
 
-@torch.no_grad()
-def _fp32_weights(engine: DeepSpeedEngine, world: World) -> dict[str, Tensor]:
-    """The whole float32 weights on rank 0, gathered one by one from the optimizer's shards; empty elsewhere."""
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        master = safe_get_full_fp32_param(parameter)  # collective; None where the parameter is its own master
-        if world.is_main:
-            weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
-    return weights
+def _read_state(path: Path) -> dict[str, Any]:
+    return json.loads((path / _STATE).read_text(encoding="utf-8"))
+
+
+def _make_room(temporary: Path, size: int) -> None:
+    """An empty folder on a file system with space for `size` bytes."""
+    for stale in temporary.parent.glob(".step-*.tmp"):
+        shutil.rmtree(stale)
+    temporary.mkdir(parents=True)
+    free = shutil.disk_usage(temporary).free
+    if free < size:
+        temporary.rmdir()
+        raise UserError(
+            f"cannot save {temporary.parent}: a checkpoint takes {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: "
+            "make room, or lower train.keep_checkpoints; checkpoints before it are untouched"
+        )
+
+
+def _write_rank(folder: Path, rank: int, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    file = folder / f"rank-{rank:05d}.safetensors"
+    save_file(tensors, file)
+    _fsync(file)
+    return file.name, _entry(file)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[str | None, Any]:
+    """What went wrong, and what came of it; the others must hear of both."""
+    try:
+        return None, call()
+    except (OSError, SafetensorError) as error:
+        return str(error), None
 
 
 def _prune(folder: Path, newest: str, keep: int) -> None:
     """Keep `keep` checkpoints up to the one just written. Later ones are damaged, or training would not be here."""
     checkpoints = _by_age(folder)
     written = checkpoints.index(folder / newest)
-    for old in [*checkpoints[:written], *checkpoints[written + keep :], *folder.glob(".step-*.tmp")]:
+    for old in [*checkpoints[:written], *checkpoints[written + keep :]]:
         shutil.rmtree(old)
 
 
 def _by_age(folder: Path) -> list[Path]:
     """Checkpoints, newest first; temporary ones are not seen."""
     return sorted(folder.glob("step-*"), reverse=True)
-
-
-def _seal(folder: Path, facts: dict[str, Any]) -> None:
-    files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _fsync(file)
-        files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    write_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

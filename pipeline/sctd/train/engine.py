@@ -65,8 +65,9 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     """
     total, micro, accumulation = _batch_sizes(config, user, world_size)
     stage = user.get("zero_optimization", {}).get("stage", config.train.zero_stage)
-    if stage not in (0, 1, 2):
-        raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1 or 2")
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1, 2 or 3")
+    offloads = _offloads(user, stage)
     precision = _precision(config, user, stage)
     clip = user.get("gradient_clipping", config.optimizer.clip)
     optimizer = config.optimizer
@@ -89,6 +90,8 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     }
     if user.get("optimizer", {}).get("type") in ("Adam", "AdamW"):
         base["optimizer"] = {"params": {key: params[key] for key in shared}}
+    if offloads:  # DeepSpeed would insist on its own CPU Adam; torch's fused one runs on CPUs too
+        base["zero_force_ds_cpu_optimizer"] = False
     if config.optimizer.name == "apex_lamb":
         base["zero_allow_untested_optimizer"] = True
     if "torch_autocast" not in user and not (stage == 0 and any(key in user for key in _PRECISION_KEYS)):
@@ -129,6 +132,21 @@ def _batch_sizes(config: Config, user: dict[str, Any], world: int) -> tuple[int,
     return total, micro, accumulation
 
 
+def _offloads(user: dict[str, Any], stage: int) -> bool:
+    """Whether the optimizer runs on the CPU, its states kept there."""
+    zero = user.get("zero_optimization", {})
+    for name in ("offload_optimizer", "offload_param"):
+        section = zero.get(name, {})
+        if not isinstance(section, dict):
+            raise UserError(f"DeepSpeed config: zero_optimization.{name} must be an object, found {section!r}")
+        device = section.get("device", "none")
+        if device not in ("none", "cpu"):
+            raise UserError(f"DeepSpeed config: zero_optimization.{name}.device is {device!r}: use 'none' or 'cpu'")
+        if device == "cpu" and stage == 0:
+            raise UserError(f"DeepSpeed config: zero_optimization.{name} needs stage 1, 2 or 3, found stage 0")
+    return zero.get("offload_optimizer", {}).get("device") == "cpu"
+
+
 def _precision(config: Config, user: dict[str, Any], stage: int) -> str:
     sections = {name: user.get(name, {}) for name in _PRECISION_KEYS}
     asked = [name for name, section in sections.items() if section.get("enabled")]
@@ -149,7 +167,8 @@ def build_engine(
 ) -> DeepSpeedEngine:
     """`deepspeed.initialize` with the run's optimizer, and the hybrid schedule as a forward pre-hook."""
     groups = list(_parameter_groups(model, config.optimizer.weight_decay))
-    optimizer = None if "optimizer" in ds_config else _optimizer(groups, config, world.device)
+    on_cpu = ds_config.get("zero_force_ds_cpu_optimizer") is False or world.device.type == "cpu"
+    optimizer = None if "optimizer" in ds_config else _optimizer(groups, config, on_cpu)
     try:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
@@ -187,16 +206,16 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[st
     yield {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
 
 
-def _optimizer(groups: list[dict[str, Any]], config: Config, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], config: Config, on_cpu: bool) -> torch.optim.Optimizer:
     cfg = config.optimizer
     common: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **common)
     if cfg.name == "deepspeed_adamw":
         try:
-            if device.type == "cuda":
-                return deepspeed.ops.adam.FusedAdam(groups, adam_w_mode=True, **common)
-            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+            if on_cpu:
+                return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+            return deepspeed.ops.adam.FusedAdam(groups, adam_w_mode=True, **common)
         except (ImportError, RuntimeError, OSError) as error:
             raise UserError(
                 f"optimizer.name is deepspeed_adamw, but DeepSpeed cannot compile it here ({error}): install a C++ "

@@ -18,9 +18,8 @@ from sctd.data.masking import Masker
 from sctd.data.stream import Batch, Rows, TrainStream
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
-from sctd.train import checkpoint
 from sctd.train.accounting import StepFlops
-from sctd.train.checkpoint import Progress
+from sctd.train.checkpoint import Progress, Saver
 from sctd.train.distributed import World
 from sctd.train.engine import StepWatch
 from sctd.train.learning_rate import learning_rate
@@ -57,6 +56,7 @@ def train(run: Run, progress: Progress) -> Progress:
     monitor = Monitor(run.run_dir, run.world, progress.step, last_step)
     meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
     window, requests = Window(run, progress), Requests(run.mailbox, run.run_dir, run.world)
+    saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
@@ -75,7 +75,9 @@ def train(run: Run, progress: Progress) -> Progress:
         progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
         window.add(step)
         monitor.advance(step)
-        request = requests.agree()
+        request = requests.agree(saver.failed)
+        if request.failed:
+            saver.wait()  # raises what went wrong, on all ranks
 
         validates = step == last_step or is_due(step, cfg.valid_every)
         if validates or request.stop or step == 1 or is_due(step, cfg.log_every):
@@ -92,10 +94,11 @@ def train(run: Run, progress: Progress) -> Progress:
         if step == last_step or request.stop or request.save or is_due(step, cfg.save_every):
             progress.seconds = clock.seconds()
             with clock.paused():
-                save(run, progress)
+                saver.save(progress, None if run.importance is None else run.importance.scores_V)
         if request.stop:
             break
     requests.close()
+    saver.wait()
     monitor.close()
     return progress
 
@@ -179,9 +182,3 @@ def extend_ledger(ledger: str, stream: TrainStream, cursor: int) -> str:
     """Rolling hash of the rows trained on, begun with the corpus' own: equal ledgers, equal data in equal order."""
     rows = stream.sample_rows(cursor)
     return hashlib.sha256(ledger.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def save(run: Run, progress: Progress) -> Path:
-    table = None if run.importance is None else run.importance.state_dict()
-    keep = run.config.train.keep_checkpoints
-    return checkpoint.save(run.engine, run.run_dir, progress, table, run.identity, run.world, keep)

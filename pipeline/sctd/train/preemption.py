@@ -27,6 +27,7 @@ _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a sl
 class Request:
     stop: bool = False
     save: bool = False
+    failed: bool = False  # a rank has failed at what it did beside the training
 
 
 @dataclass
@@ -62,12 +63,12 @@ class Requests:
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._looked = 0.0
 
-    def agree(self) -> Request:
+    def agree(self, failed: bool) -> Request:
         """Call at every step boundary on all ranks: what any of them was asked for before the boundary before."""
-        mine = torch.tensor([bool(self._mailbox.signals), False], dtype=torch.uint8)
+        mine = torch.tensor([bool(self._mailbox.signals), False, failed], dtype=torch.uint8)
         if self._world.is_main and time.monotonic() - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
-            mine |= torch.tensor([self._take("STOP"), self._take("SAVE")], dtype=torch.uint8)
+            mine |= torch.tensor([self._take("STOP"), self._take("SAVE"), False], dtype=torch.uint8)
         if self._group is None:
             return Request(*map(bool, mine.tolist()))
         answer = self._collect()

@@ -196,14 +196,9 @@ def _restore(run: Run, path: Path) -> Progress:
             raise UserError(
                 f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
             )
-    if facts["world_size"] != run.world.size:
-        raise UserError(
-            f"--resume: {path} was saved by {facts['world_size']} ranks, this job has {run.world.size}: "
-            f"start it on {facts['world_size']}"
-        )
-    progress, table = checkpoint.load(run.engine, path)
-    if run.importance is not None and table is not None:
-        run.importance.load_state_dict(table)
+    progress, scores = checkpoint.load(run.engine, path)
+    if run.importance is not None and scores is not None:
+        run.importance.restore(scores)
     return progress
 
 

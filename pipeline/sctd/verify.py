@@ -1,0 +1,143 @@
+"""The proof that a run which is killed and resumed ends as one that was not: `sctd verify-resume`."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sctd.config import Config, load_config
+from sctd.errors import UserError
+from sctd.train.checkpoint import checkpoint_folder, newest_whole, read_manifest, read_weights
+from sctd.train.launch import free_port
+from sctd.train.monitor import LOSSES, read_metrics
+
+# What another number of ranks may change in a loss, by adding the same gradients in another order.
+_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
+_KEYS = ("step", "phase", *LOSSES, "lr", "samples", "ledger")
+_PATIENCE = 600.0  # seconds for the first checkpoint
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run ended from another; all zero and `same_data` where they are bit for bit the same."""
+
+    losses: float
+    weights: float
+    same_data: bool
+    bitwise: bool
+
+
+def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_ranks: int, steps: int) -> bool:
+    """Train, SIGKILL after a checkpoint, resume for `steps` more, and compare with a run that was left alone.
+
+    On another number of ranks the data must be the same and the losses within rounding; on the same number everything
+    must be equal, bit for bit. Runs and logs stay in `run.dir`.
+
+    Raises:
+        UserError: a folder that is in use, a recipe too short to be killed in, or a run that failed.
+    """
+    elastic = ranks != resume_ranks
+    # Attention's dropout is drawn for each rank; everything else that is random belongs to the rows.
+    overrides = [*overrides, *(["model.attention_dropout=0"] if elastic else [])]
+    config = load_config(recipe, overrides)
+    folder = Path(config.run.dir)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"run.dir {folder} is not empty: verify-resume makes its own runs there, choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    common = [*overrides, "train.log_every=1", f"train.save_every={steps}", "run.examples=[]"]
+
+    killed, whole = folder / "killed", folder / "whole"
+    print(f"1/3  {ranks} ranks to step {steps} or a little beyond, ended by SIGKILL")
+    _kill_after_checkpoint([recipe, *common, f"run.dir={killed}"], ranks, killed, steps)
+    path = newest_whole(killed)
+    assert path is not None
+    start = read_manifest(path)["step"]
+    goal = start + steps
+    if goal > config.train.steps:
+        raise UserError(f"train.steps is {config.train.steps}, but the proof needs {goal}: raise it")
+    print(f"2/3  resumed at step {start} on {resume_ranks} ranks, to step {goal}")
+    _run([recipe, *common, f"run.dir={killed}", f"train.stop_at={goal}", "--resume"], resume_ranks, killed)
+    print(f"3/3  {ranks} ranks to step {goal} without interruption")
+    _run([recipe, *common, f"run.dir={whole}", f"train.stop_at={goal}"], ranks, whole)
+    return _judge(compare(killed, whole), elastic, config)
+
+
+def compare(run: Path, other: Path) -> Difference:
+    """Two finished runs: their metrics step by step, and the parameters of their newest checkpoints."""
+    left, right = ([[record[key] for key in _KEYS] for record in read_metrics(path)] for path in (run, other))
+    one, two = (read_weights(path) for path in map(newest_whole, (run, other)) if path is not None)
+    places = [_KEYS.index(key) for key in LOSSES]
+    pairs = [(a[place], b[place]) for a, b in zip(left, right, strict=False) for place in places]
+    losses = max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=0.0)
+    bitwise = left == right and one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    weights = max(float((one[name] - two[name]).abs().max()) for name in one)
+    data = [_KEYS.index(key) for key in ("step", "phase", "samples", "ledger")]
+    same_data = [[row[place] for place in data] for row in left] == [[row[place] for place in data] for row in right]
+    return Difference(losses, weights, same_data, bitwise)
+
+
+def start(arguments: Sequence[Any], ranks: int, log: Path) -> "subprocess.Popen[bytes]":
+    """`sctd pretrain ARGUMENTS` on so many processes of this machine, with what they say appended to `log`."""
+    command = [sys.executable, "-m", "sctd"]
+    if ranks > 1:
+        launcher = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+        command = [sys.executable, "-m", *launcher, "-m", "sctd"]
+    with log.open("ab") as out:
+        command += ["pretrain", *map(str, arguments)]
+        return subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL to a process and all below it, at one moment."""
+    parent = psutil.Process(process.pid)
+    for one in [parent, *parent.children(recursive=True)]:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI"))}
+
+
+def _kill_after_checkpoint(arguments: Sequence[Any], ranks: int, run_dir: Path, steps: int) -> None:
+    log = run_dir.with_suffix(".log")
+    process, deadline = start(arguments, ranks, log), time.monotonic() + _PATIENCE
+    latest = checkpoint_folder(run_dir) / "latest"
+    while process.poll() is None and not latest.exists():
+        if time.monotonic() > deadline:
+            kill(process)
+            raise UserError(f"no checkpoint of step {steps} after {_PATIENCE:.0f} s: lower --steps; see {log}")
+        time.sleep(0.01)
+    time.sleep(random.uniform(0.0, 0.5))  # a moment of any kind, a save included
+    if process.poll() is not None:
+        raise UserError(f"the run ended with exit code {process.returncode} before it could be killed: see {log}")
+    kill(process)
+
+
+def _run(arguments: Sequence[Any], ranks: int, run_dir: Path) -> None:
+    log = run_dir.with_suffix(".log")
+    code = start(arguments, ranks, log).wait()
+    if code != 0:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"the run ended with exit code {code}: {' '.join(last)}; see {log}")
+
+
+def _judge(found: Difference, elastic: bool, config: Config) -> bool:
+    tolerance = _TOLERANCE[config.train.precision]
+    good = found.same_data and (found.losses <= tolerance if elastic else found.bitwise)
+    print(f"data       {'the same rows in the same order' if found.same_data else 'DIFFERENT'}")
+    for name, value in (("losses", found.losses), ("parameters", found.weights)):
+        print(f"{name:10} {'bit for bit the same' if found.bitwise else f'within {value:.2g}'}")
+    asked = f"losses within {tolerance:g} on another number of ranks" if elastic else "all bit for bit the same"
+    print(f"{'OK' if good else 'FAILED'}: {asked}")
+    return good
