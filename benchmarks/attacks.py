@@ -9,22 +9,16 @@ it begins anew, until there have been enough kills. Writes results/attacks-<devi
 """
 
 import argparse
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
 
 from sctd.bench.result import write_result
-from sctd.train.launch import free_port
 from sctd.train.monitor import read_metrics
+from sctd.verify import compare, kill, start
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = [
@@ -35,44 +29,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(run_dir: Path, corpus: Path, ranks: int, log: Path) -> "subprocess.Popen[bytes]":
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", str(ranks)]
-    command = [*launcher, "--master-port", str(free_port()), "-m", "sctd", "pretrain", "demo", *SMALL]
-    command += [f"data.corpus={corpus}", f"run.dir={run_dir}"]
-    if run_dir.exists():
-        command.append("--resume")
-    with log.open("ab") as out:
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+def begin(run_dir: Path, args: argparse.Namespace) -> "subprocess.Popen[bytes]":
+    resume = ["--resume"] if run_dir.exists() else []
+    words = ["demo", *SMALL, f"data.corpus={args.corpus}", f"run.dir={run_dir}", *resume]
+    return start(words, args.ranks, log_of(args))
 
 
-def kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL to the launcher and, since torchrun gives them sessions of their own, to each of its ranks."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    for pid in (process.pid, *map(int, found.stdout.split())):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
-
-
-def outcome(run_dir: Path) -> dict[str, Any]:
-    records = read_metrics(run_dir)
-    keys = ("step", "phase", "loss", "lr", "samples", "ledger")
-    return {
-        "records": [[record[key] for key in keys] for record in records],
-        "weights": load_file(run_dir / "export" / "model.safetensors"),
-    }
-
-
-def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    names = left["weights"].keys()
-    return (
-        left["records"] == right["records"]
-        and names == right["weights"].keys()
-        and all(left["weights"][name].equal(right["weights"][name]) for name in names)
-    )
+def log_of(args: argparse.Namespace) -> Path:
+    return args.work / "log.txt"
 
 
 def main() -> None:
@@ -85,22 +49,21 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    log, chance = args.work / "log.txt", random.Random(args.seed)
+    log, chance = log_of(args), random.Random(args.seed)
     began = time.monotonic()
-    assert start(args.work / "whole", args.corpus, args.ranks, log).wait() == 0, f"see {log}"
+    assert begin(args.work / "whole", args).wait() == 0, f"see {log}"
     usual = time.monotonic() - began
-    whole = outcome(args.work / "whole")
 
     kills, finished, failed = [], [], 0
     while len(kills) < args.kills:
         run_dir = args.work / f"run-{len(finished)}"
         while True:
-            process = start(run_dir, args.corpus, args.ranks, log)
+            process = begin(run_dir, args)
             moment = chance.uniform(0.0, 1.2 * usual)
             try:
                 code = process.wait(moment)
             except subprocess.TimeoutExpired:
-                kill_all(process)
+                kill(process)
                 records = read_metrics(run_dir)
                 torn = len(list(run_dir.glob("checkpoints/.step-*.tmp")))
                 kills.append({"second": moment, "step": records[-1]["step"] if records else 0, "in_a_save": torn > 0})
@@ -112,7 +75,7 @@ def main() -> None:
             print(f"run {run_dir} ended with {code}: see {log}")
             if failed > 3:
                 raise SystemExit(1)
-        finished.append(same(outcome(run_dir), whole))
+        finished.append(compare(run_dir, args.work / "whole").bitwise)
         print(f"run {len(finished)} came to its end: {'bit for bit the same' if finished[-1] else 'DIFFERENT'}")
     said = re.findall(r"is damaged \((.*?)\)", log.read_text(encoding="utf-8"))
     result = {

@@ -75,12 +75,12 @@ def run(backend: str, part: str, args: argparse.Namespace, folder: Path, rate: f
     command = [sys.executable, "-c", CHILD, part, "pretrain", "demo", *overrides]
     if not (folder / "metrics.jsonl").exists():
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    weights = next(folder.glob("checkpoints/step-*/model.safetensors"), None)
+    weights = folder / "export" / "model.safetensors"
     records = read_metrics(folder)
     return {
         "losses": [record["loss"] for record in records],
         "valid_loss": records[-1].get("valid_loss"),
-        "weights_sha256": weights and hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
 
 

@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from sctd.train.checkpoint import read_importance
 from support import ROOT, assert_same_run, records, sctd, train
 
 METRICS = """step phase loss mlm_drop mlm_full kl_global kl_local lr grad_norm samples tokens tokens_per_s mfu
@@ -262,8 +263,9 @@ def test_overflowing_steps_are_skipped_counted_and_shown(recipe: Path, tmp_path:
 
 
 def importance_table(run_dir: Path, step: int) -> torch.Tensor:
-    file = run_dir / "checkpoints" / f"step-{step:08d}" / "rank-00000.safetensors"
-    return load_file(file)["importance/scores/0"]
+    scores = read_importance(run_dir / "checkpoints" / f"step-{step:08d}")
+    assert scores is not None
+    return scores
 
 
 def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:

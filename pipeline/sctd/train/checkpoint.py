@@ -143,8 +143,7 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
     facts, files = _read_state(path), StateFiles(path, _RANK_FILES)
     progress = Progress(**facts["progress"])
     restore(engine, files, facts, progress.step)
-    size = files.length(*_IMPORTANCE)
-    return progress, files.read(*_IMPORTANCE, 0, size) if size else None
+    return progress, read_importance(path)
 
 
 def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
@@ -198,6 +197,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     files = StateFiles(path, _RANK_FILES)
     shapes = {name: tuple(shape) for name, shape in _read_state(path)["shapes"].items()}
     return {name: files.read(PARAMETER, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
+
+
+def read_importance(path: Path) -> Tensor | None:
+    """The importance score of each vocabulary id; None for an arm that has none."""
+    files = StateFiles(path, _RANK_FILES)
+    size = files.length(*_IMPORTANCE)
+    return files.read(*_IMPORTANCE, 0, size) if size else None
 
 
 def write_atomically(path: Path, text: str) -> None:
