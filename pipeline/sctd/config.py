@@ -23,6 +23,7 @@ _NOT_NEGATIVE = (
     "model.vocab_size", "model.layer_norm_eps", "model.initializer_range", "objective.kl_weight", "optimizer.eps",
     "optimizer.weight_decay", "optimizer.clip", "schedule.power", "schedule.final_lr",
 )  # fmt: skip
+_LONGEST = 7 * 24 * 3600
 # PyYAML's constructors let these through: 2024-13-45, 0b_, !!int x, !!timestamp x, a thousand brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 
@@ -39,6 +40,7 @@ class DataConfig:
     corpus: str = ""  # folder made by `sctd prepare`
     mask_probability: float = 0.15
     whole_word: bool = False
+    skip_samples: tuple[tuple[int, int], ...] = ()  # half-open spans of sample indices that are never trained on
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class TrainConfig:
     compile: bool = False  # the whole model through torch.compile
     cuda_graphs: bool = False  # replay the compiled micro-step as CUDA graphs
     checkpoint_activations: bool = False  # compute each layer again in the backward instead of storing it
+    rollback_after: int = 5  # skipped steps in a row before the newest checkpoint is gone back to; 0: never
+    timeout: float = 1800.0  # seconds that a rank waits for its next batch, or for the other ranks
     log_every: int = 10
     valid_every: int = 0  # 0: at the end only
     valid_rows: int = 1024  # at most
@@ -321,6 +325,10 @@ def validate(config: Config) -> None:
         _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
     for key in ("valid_every", "save_every"):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "at least 0")
+    _require(train.rollback_after >= 0, "train.rollback_after", train.rollback_after, "at least 0")
+    _require(1 <= train.timeout <= _LONGEST, "train.timeout", train.timeout, f"in 1..{_LONGEST} seconds")
+    for first, end in config.data.skip_samples:
+        _require(0 <= first < end, "data.skip_samples", [first, end], "[first, end) with 0 <= first < end")
     if train.micro_batch_size is not None:
         _require(train.micro_batch_size >= 1, "train.micro_batch_size", train.micro_batch_size, "at least 1")
     if train.stop_at is not None:

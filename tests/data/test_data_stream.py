@@ -1,6 +1,8 @@
 """Batches of a small corpus: for any number of ranks the same samples, for any cursor the same continuation."""
 
 import itertools
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,25 +182,70 @@ def test_a_fault_in_the_background_reaches_the_loop(rows: Rows, masker: Masker) 
         next(TrainStream(rows, greedy, SEED, Share(0, 1, 2, 1)).iterate(0))
 
 
+@pytest.mark.parametrize("spans", [[], [(10, 13)], [(0, 4), (20, 21)], [(9, 11), (10, 40), (41, 42)], [(5, 5)]])
+def test_spans_are_passed_over(rows: Rows, masker: Masker, spans: list[tuple[int, int]]) -> None:
+    """Ten steps of four samples are the first forty that no span holds, whatever rank and micro-batch take them."""
+    allowed = [sample for sample in range(200) if not any(first <= sample < end for first, end in spans)][:40]
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1))
+    stream.passed_over = tuple(spans)
+    cursor, seen = 0, []
+    for _ in range(10):
+        samples, cursor = stream.samples(cursor)
+        seen += samples.tolist()
+    assert seen == allowed and cursor == allowed[-1] + 1
+    shares = [TrainStream(rows, masker, SEED, Share(rank, 2, 1, 2)) for rank in range(2)]
+    for share in shares:
+        share.passed_over = tuple(spans)
+    assert keys([batch for share in shares for batch in share.step(0)]) == keys(stream.step(0))
+
+
+def test_a_batch_that_does_not_come_ends_the_wait(rows: Rows, masker: Masker, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1), patience=0.2)
+    batches = stream.iterate(0)
+    next(batches)
+    monkeypatch.setattr(stream, "step", lambda _: time.sleep(60))
+    with pytest.raises(UserError, match=r"samples \d+ to \d+ of .* did not come within 0.2 s"):
+        for _ in range(3):  # one may be under way
+            next(batches)
+
+
+def test_a_batch_that_cannot_be_read_says_which(rows: Rows, masker: Masker, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1))
+
+    def step(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(stream, "step", step)
+    with pytest.raises(UserError, match="samples 0 to 4 of .* cannot be read: .*Input/output error"):
+        next(stream.iterate(0))
+
+
 # ---- validation
 
 
 @pytest.mark.parametrize(("limit", "batch"), [(1024, 4), (10, 4), (7, 3), (2, 5)])
 def test_validation_is_the_same_for_any_number_of_ranks(valid: Rows, masker: Masker, limit: int, batch: int) -> None:
-    expected = keys(list(valid_batches(valid, masker, limit, batch, 0, 1)))
+    expected = keys(counted(valid_batches(valid, masker, limit, batch, 0, 1)))
     assert len(expected) == len(set(expected)) == min(limit, len(valid))
     for world in (1, 2, 3):
-        shares = [keys(list(valid_batches(valid, masker, limit, batch, rank, world))) for rank in range(world)]
+        batches = [list(valid_batches(valid, masker, limit, batch, rank, world)) for rank in range(world)]
+        assert len({len(part) for part in batches}) == 1, "under ZeRO-3 a forward is collective"
+        shares = [keys(counted(part)) for part in batches]
         assert sorted(itertools.chain(*shares)) == sorted(expected)
         sizes = [len(share) for share in shares]
         assert max(sizes) - min(sizes) <= 1, "ranks have unequal work"
+
+
+def counted(batches: Iterable[tuple[int, Batch]]) -> list[Batch]:
+    """The rows that count."""
+    return [{name: tensor[:count] for name, tensor in batch.items()} for count, batch in batches]
 
 
 def test_validation_rows_are_the_first_held_out_ones(valid: Rows, masker: Masker) -> None:
     assert len(valid) > 6
     restored = [
         batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
-        for batch in valid_batches(valid, masker, 6, 4, 0, 1)
+        for _, batch in valid_batches(valid, masker, 6, 4, 0, 1)
     ]
     assert [len(part) for part in restored] == [4, 2]
     assert np.array_equal(torch.cat(restored).numpy(), valid[np.arange(6)])
@@ -206,7 +253,7 @@ def test_validation_rows_are_the_first_held_out_ones(valid: Rows, masker: Masker
 
 def test_validation_masks_are_none_of_training(rows: Rows, masker: Masker) -> None:
     """The same rows as training samples 0, 1, ... would be masked otherwise."""
-    (held_out,) = valid_batches(rows, masker, 20, 20, 0, 1)
+    ((_, held_out),) = valid_batches(rows, masker, 20, 20, 0, 1)
     training = make_batch(rows, masker, np.arange(20), np.arange(20))
     assert (held_out["positions"] == training["positions"]).all(1).sum() <= 1
     assert not set(held_out["row_seed"].tolist()) & set(training["row_seed"].tolist())

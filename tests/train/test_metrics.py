@@ -29,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         hook=HybridScheduleHook(True, 2, 0.5, LENGTH),
         flops=small("sctd", LENGTH, recompute=True)[1],
         peak_flops=1e9,
-        world=SimpleNamespace(size=2),
+        world=SimpleNamespace(size=2, device=torch.device("cpu")),
         config=SimpleNamespace(train=SimpleNamespace(batch_size=ROWS)),
         engine=SimpleNamespace(skipped_steps=0),
     )
@@ -49,9 +49,11 @@ def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
     window = Window(run, progress)
     for step in (1, 2):
         assert len(window.wait_for(batches)) == 2
+        with window.pace.forward():
+            time.sleep(0.01)
         window.add(step)
     progress.step, progress.cursor, progress.seconds = 2, 2 * ROWS, 0.5
-    record = window.read(progress)
+    record = window.read(progress, lambda mine: [mine, mine + 3.0])
     work = run.flops
     model = ROWS * (work.row(Phase.DROP, 32) + work.row(Phase.ALIGN, 32))
     executed = ROWS * (work.hardware_row(Phase.DROP, 32) + work.hardware_row(Phase.ALIGN, 32))
@@ -60,11 +62,12 @@ def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
     assert record["padding"] == 64 / (2 * 4 * LENGTH)
     assert 0.04 / 0.5 <= record["data_wait"] < 0.5
     assert record["tokens_per_s"] == 2 * ROWS * LENGTH / 0.5
+    assert 1.9 < record["rank_spread"] < 2 and record["slowest_rank"] == 1
 
     window.wait_for(batches)  # a new window starts from nothing
     window.add(3)
     progress.step, progress.seconds = 3, 1.5
-    again = window.read(progress)
+    again = window.read(progress, lambda mine: [mine])
     assert again["padding"] == 32 / (4 * LENGTH) and again["step_seconds"] == 1.0
     assert again["mfu"] == pytest.approx(ROWS * work.row(Phase.DROP, 32) / 1.0 / 2e9)
 
@@ -76,7 +79,7 @@ def test_utilisation_is_null_on_an_unknown_device(run: Any) -> None:
     window.wait_for(slow_batches([0], 0.0))
     window.add(1)
     progress.step, progress.seconds = 1, 1.0
-    record = window.read(progress)
+    record = window.read(progress, lambda mine: [mine])
     assert record["mfu"] is None and record["hfu"] is None and record["padding"] == 0
 
 
@@ -105,11 +108,12 @@ def test_losses_and_gradient_norm_are_read_in_one_go(
 def test_console_line_names_the_wait_and_fits_a_screen() -> None:
     record = {
         "step": 250000, "phase": "align", "loss": 10.3456, "lr": 2e-4, "grad_norm": 12.345, "tokens_per_s": 9123456.0,
-        "mfu": 0.512, "data_wait": 0.002, "skipped_steps": 0,
+        "mfu": 0.512, "data_wait": 0.002, "skipped_steps": 0, "rank_spread": 1.2, "slowest_rank": 3,
     }  # fmt: skip
     line = monitor._line(record, 250000, 360000.0)
     assert "mfu 51.2%" in line and "wait  0.2%" in line
-    assert len(line) <= 140
+    assert len(line) <= 140 and "rank" not in line
+    assert "rank 3 is SLOW, 2.1x" in monitor._line(record | {"rank_spread": 2.1}, 250000, 360000.0)
 
 
 def test_speeds_stand_together_on_the_board() -> None:

@@ -4,11 +4,14 @@ A Feistel network over the next even number of bits is a bijection; walking its 
 makes it one on 0..N-1 (Black and Rogaway 2002). No index is kept in memory, and entry 10**9 costs what entry 0 costs.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sctd.data.hashing import STREAM_ORDER, U64, hash64, mix64
 
+Span = tuple[int, int]  # [first, end) of global sample indices
 _ROUNDS = 6
 
 
@@ -28,6 +31,24 @@ def row_of_sample(seed: int, sample: NDArray[np.int64], rows: int) -> NDArray[np
         values[pending] = _feistel(values[pending], keys[pending], half)
         pending &= values >= np.uint64(rows)
     return values.astype(np.int64)
+
+
+def samples_from(cursor: int, count: int, passed_over: Iterable[Span]) -> tuple[NDArray[np.int64], int]:
+    """The next `count` global sample indices, and the cursor behind them.
+
+    Args:
+        cursor: the first index that may be taken. passed_over: half-open spans of indices that are not.
+    """
+    parts: list[NDArray[np.int64]] = []
+    for first, end in sorted(passed_over):
+        before = min(count, max(0, first - cursor))
+        parts.append(np.arange(cursor, cursor + before))
+        cursor, count = cursor + before, count - before
+        if count == 0:
+            break
+        cursor = max(cursor, end)
+    parts.append(np.arange(cursor, cursor + count))
+    return np.concatenate(parts), cursor + count
 
 
 def _feistel(values: U64, keys: U64, half: int) -> U64:

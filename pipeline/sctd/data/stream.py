@@ -4,9 +4,10 @@ Legend: B rows of a micro-batch, S positions a row, M targets a row.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from sctd.corpus.manifest import Manifest
 from sctd.data.hashing import STREAM_TIES, STREAM_VALID, hash64
 from sctd.data.masking import Masker
-from sctd.data.order import row_of_sample
+from sctd.data.order import Span, row_of_sample, samples_from
 from sctd.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -26,6 +27,7 @@ class Rows:
     """Random access to the rows of one split, memory-mapped."""
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        self.folder = folder
         shards = manifest.splits[split].shards
         if not shards:
             raise UserError(f"corpus {folder} has no {split} rows: prepare it again")
@@ -75,21 +77,32 @@ class Share:
 
 
 class TrainStream:
-    """The optimizer steps of a run from a cursor on, the next one prepared while the current one trains."""
+    """The optimizer steps of a run from a cursor on, the next one prepared while the current one trains.
 
-    def __init__(self, rows: Rows, masker: Masker, seed: int, share: Share, pin: bool = False) -> None:
-        self.rows, self.masker, self.seed, self.share, self.pin = rows, masker, seed, share, pin
+    Args:
+        patience: seconds that a batch may take.
+    """
+
+    def __init__(
+        self, rows: Rows, masker: Masker, seed: int, share: Share, pin: bool = False, patience: float | None = None
+    ) -> None:
+        self.rows, self.masker, self.seed, self.share = rows, masker, seed, share
+        self.pin, self.patience = pin, patience
+        self.passed_over: tuple[Span, ...] = ()
+
+    def samples(self, cursor: int) -> tuple[NDArray[np.int64], int]:
+        """Global indices of the step that starts at `cursor`, int64 (global batch,), and the cursor behind it."""
+        return samples_from(cursor, self.share.global_batch, self.passed_over)
 
     def sample_rows(self, cursor: int) -> NDArray[np.int64]:
         """Corpus rows of the whole global batch that starts at `cursor`: int64 (global batch,)."""
-        sample = np.arange(cursor, cursor + self.share.global_batch)
-        return row_of_sample(self.seed, sample, len(self.rows))
+        return row_of_sample(self.seed, self.samples(cursor)[0], len(self.rows))
 
     def step(self, cursor: int) -> list[Batch]:
         """The micro-batches of this rank for the step that starts at sample `cursor`."""
         share = self.share
         per_rank = share.micro_batch * share.accumulation
-        mine = np.arange(cursor + share.rank * per_rank, cursor + (share.rank + 1) * per_rank)
+        mine = self.samples(cursor)[0][share.rank * per_rank : (share.rank + 1) * per_rank]
         batches = []
         for sample_B in mine.reshape(share.accumulation, share.micro_batch):
             row_B = row_of_sample(self.seed, sample_B, len(self.rows))
@@ -98,24 +111,62 @@ class TrainStream:
         return batches
 
     def iterate(self, cursor: int) -> Iterator[list[Batch]]:
-        """Endless steps from `cursor`; one thread stays one step ahead."""
-        with ThreadPoolExecutor(1, thread_name_prefix="sctd-data") as pool:
-            ahead: Future[list[Batch]] = pool.submit(self.step, cursor)
+        """Endless steps from `cursor`; one thread stays one step ahead.
+
+        Raises:
+            UserError: a batch that cannot be read, or does not come in time: the file system behind it hangs.
+        """
+        asked: SimpleQueue[int | None] = SimpleQueue()
+        ready: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
+        # A daemon: a read that hangs for good must not keep the process.
+        Thread(target=self._work, args=(asked, ready), name="sctd-data", daemon=True).start()
+        asked.put(cursor)
+        try:
             while True:
-                batches = ahead.result()
-                cursor += self.share.global_batch
-                ahead = pool.submit(self.step, cursor)
+                batches = self._wait_for(ready, cursor)
+                cursor = self.samples(cursor)[1]
+                asked.put(cursor)
                 yield batches
+        finally:
+            asked.put(None)
+
+    def _work(self, asked: "SimpleQueue[int | None]", ready: "SimpleQueue[list[Batch] | BaseException]") -> None:
+        while (cursor := asked.get()) is not None:
+            try:
+                ready.put(self.step(cursor))
+            except BaseException as error:
+                ready.put(error)
+
+    def _wait_for(self, ready: "SimpleQueue[list[Batch] | BaseException]", cursor: int) -> list[Batch]:
+        what = f"the batch of samples {cursor} to {self.samples(cursor)[1]} of {self.rows.folder}"
+        try:
+            found = ready.get(timeout=self.patience)
+        except Empty:
+            hint = "see whether its disk answers, or raise train.timeout"
+            raise UserError(f"{what} did not come within {self.patience:g} s: {hint}") from None
+        if isinstance(found, OSError):
+            raise UserError(f"{what} cannot be read: {found}") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
 
-def valid_batches(rows: Rows, masker: Masker, limit: int, batch: int, rank: int, world: int) -> Iterator[Batch]:
+def valid_batches(
+    rows: Rows, masker: Masker, limit: int, batch: int, rank: int, world: int
+) -> Iterator[tuple[int, Batch]]:
     """Held-out rows of this rank, the same rows and masks at every call and for any number of ranks.
+
+    Every rank gets as many batches, since under ZeRO-3 a forward is collective; with each comes how many of its rows
+    count, 0 for one that only keeps step with the others.
 
     Args:
         limit: rows over all ranks, at most. batch: rows a batch.
     """
-    mine = np.arange(min(limit, len(rows)))[rank::world]
+    total = min(limit, len(rows))
+    mine = np.arange(total)[rank::world]
     offset = int(hash64(masker.seed, STREAM_VALID) >> np.uint64(1))  # far away from any training sample's index
-    for start in range(0, len(mine), batch):
+    most = -(-total // world)
+    for start in range(0, most, batch):
         row_B = mine[start : start + batch]
-        yield make_batch(rows, masker, row_B, row_B + (offset >> 1))
+        count, row_B = len(row_B), row_B if len(row_B) else np.arange(1)
+        yield count, make_batch(rows, masker, row_B, row_B + (offset >> 1))

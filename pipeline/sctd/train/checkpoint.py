@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ class Progress:
     """Where a run stands: everything beside parameters, optimizer state and the importance table.
 
     step: optimizer steps done. cursor: samples consumed. ledger: rolling hash of the rows trained on so far.
-    seconds: time spent training.
+    seconds: time spent training. passed_over: spans of samples that training went back from.
     """
 
     step: int = 0
     cursor: int = 0
     ledger: str = ""
     seconds: float = 0.0
+    passed_over: list[tuple[int, int]] = field(default_factory=list)
 
 
 def checkpoint_folder(run_dir: Path) -> Path:
@@ -85,7 +86,7 @@ class Saver:
         from_main(self._world, lambda: _make_room(temporary, size))
         if self._world.is_main and importance is not None:
             tensors["/".join([*_IMPORTANCE, "0"])] = importance.cpu().clone()
-        facts["progress"] = vars(progress).copy()
+        facts["progress"] = asdict(progress)
         self._pending = self._thread.submit(self._write, name, temporary, tensors, facts)
         if not self._behind:
             self.wait()
@@ -142,6 +143,7 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
     """Restore the engine from a verified checkpoint: the progress, and the importance table where there is one."""
     facts, files = _read_state(path), StateFiles(path, _RANK_FILES)
     progress = Progress(**facts["progress"])
+    progress.passed_over = [(first, end) for first, end in progress.passed_over]
     restore(engine, files, facts, progress.step)
     return progress, read_importance(path)
 

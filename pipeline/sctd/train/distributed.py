@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import deepspeed
@@ -29,8 +30,11 @@ class World:
         return self.rank == 0
 
 
-def init_world(launch: Launch) -> World:
+def init_world(launch: Launch, timeout: float) -> World:
     """Join the process group of the job: NCCL on GPUs, gloo elsewhere.
+
+    Args:
+        timeout: seconds after which a collective that the others do not join is an error.
 
     Raises:
         UserError: more processes on this machine than it shows them GPUs.
@@ -49,7 +53,8 @@ def init_world(launch: Launch) -> World:
         # DeepSpeed would compile its shared-memory collectives on first use: that takes a C++ compiler and half a
         # minute, for reductions whose order gloo fixes anyway.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout))
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -10,7 +10,9 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from sctd.config import Config, merge_dicts, validate
 from sctd.errors import UserError
@@ -182,21 +184,47 @@ def build_engine(
 
 
 class StepWatch:
-    """Whether the last optimizer step was applied, for the engine's own loss scaling and for autocast's."""
+    """Whether the last optimizer step was applied, and its gradient norm, for every ZeRO stage and precision.
+
+    ZeRO's optimizers skip a step whose gradients are not finite, and tell; autocast's scaler skips it in silence.
+    Without ZeRO and without a scaler nobody would: there the watch itself clips, and drops such gradients.
+    """
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self._engine = engine
         self._scaler = engine.torch_autocast_z0_gradscaler
         self._scale = self._scaler.get_scale() if self._scaler else 0.0
+        self._norm: Tensor | None = None
+        self._clip = engine.gradient_clipping()
+        if self._scaler is None and not engine.zero_optimization() and isinstance(engine.optimizer, Optimizer):
+            engine._config.gradient_clipping = 0.0  # done here, where its norm is not thrown away
+            engine.optimizer.register_step_pre_hook(self._before_step)
 
     def applied(self) -> bool:
-        """Call once after each optimizer step. A scaler that lowered its scale has skipped the step."""
-        if self._scaler is None:
+        """Call once after each optimizer step. All ranks have the same gradients then, and the same answer."""
+        if self._scaler is not None:
+            before, self._scale = self._scale, self._scaler.get_scale()
+            applied = self._scale >= before  # it lowers its scale where it has skipped a step
+        elif self._norm is not None:
+            applied = bool(self._norm.isfinite())
+        else:
             return self._engine.was_step_applied()
-        before, self._scale = self._scale, self._scaler.get_scale()
-        if self._scale < before:
-            self._engine.skipped_steps += 1
-        return self._scale >= before
+        self._engine.skipped_steps += not applied
+        return applied
+
+    def grad_norm(self) -> Tensor | float | None:
+        """Of the last step, before clipping; None where nobody computes it."""
+        return self._engine.get_global_grad_norm() if self._norm is None else self._norm
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if not self._norm.isfinite():
+            for parameter in parameters:
+                parameter.grad = None  # a step without gradients changes nothing
+        elif self._clip > 0:
+            clip_grads_with_norm_(parameters, self._clip, self._norm)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,21 @@ from sctd.corpus.tokenizer import special_ids
 from sctd.data.hashing import STREAM_DROPOUT, hash64
 from sctd.data.masking import Masker
 from sctd.data.stream import Batch, Rows, TrainStream
+from sctd.errors import UserError
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
+from sctd.train import checkpoint
 from sctd.train.accounting import StepFlops
 from sctd.train.checkpoint import Progress, Saver
-from sctd.train.distributed import World
+from sctd.train.distributed import World, from_main
 from sctd.train.engine import StepWatch
+from sctd.train.guards import Curve, GoBack, Pace, Skips, spread
 from sctd.train.learning_rate import learning_rate
 from sctd.train.monitor import Clock, LossMeter, Monitor
 from sctd.train.preemption import Mailbox, Requests
 from sctd.train.validate import validate
+
+_ROLLBACKS = 3
 
 
 @dataclass
@@ -46,17 +51,38 @@ class Run:
     peak_flops: float | None
     identity: dict[str, Any]
     mailbox: Mailbox
+    watch: StepWatch
+    unigram_entropy: float  # of the corpus, in nats
     own_learning_rate: bool  # false where the user's DeepSpeed JSON brings a scheduler
 
 
 def train(run: Run, progress: Progress) -> Progress:
-    """Train from `progress` to `train.stop_at`, or until asked to stop, logging, validating and saving on the way."""
+    """Train from `progress` to `train.stop_at`, or until asked to stop, logging, validating and saving on the way.
+
+    Where `train.rollback_after` steps in a row had gradients that are not finite, training goes back to the newest
+    checkpoint and passes over the samples of those steps.
+    """
+    cfg = run.config.train
+    requests = Requests(run.mailbox, run.run_dir, run.world)
+    saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save)
+    for _ in range(_ROLLBACKS):
+        monitor = Monitor(run.run_dir, run.world, progress.step, cfg.stop_at or cfg.steps)
+        try:
+            return _train(run, progress, monitor, requests, saver)
+        except GoBack as wrong:
+            saver.wait()
+            progress = _go_back(run, wrong, monitor)
+        finally:
+            monitor.close()
+    raise UserError(f"went back {_ROLLBACKS} times for gradients that were not finite: lower optimizer.lr")
+
+
+def _train(run: Run, progress: Progress, monitor: Monitor, requests: Requests, saver: Saver) -> Progress:
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
-    monitor = Monitor(run.run_dir, run.world, progress.step, last_step)
-    meter, clock, watch = LossMeter(run.world.device), Clock(progress.seconds), StepWatch(run.engine)
-    window, requests = Window(run, progress), Requests(run.mailbox, run.run_dir, run.world)
-    saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save)
+    run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
+    meter, clock, skips = LossMeter(run.world.device), Clock(progress.seconds), Skips(cfg.rollback_after, cfg.precision)
+    window, curve = Window(run, progress), Curve(run.unigram_entropy, run.config.schedule.warmup_steps, progress.cursor)
     run.engine.train()
     batches = run.stream.iterate(progress.cursor)
 
@@ -64,43 +90,79 @@ def train(run: Run, progress: Progress) -> Progress:
         seed_dropout(run.config.run.seed, step, run.world.rank)
         rate = set_learning_rate(run, step)
         for batch in window.wait_for(batches):
-            loss, parts = run.engine(**{name: t.to(run.world.device, non_blocking=True) for name, t in batch.items()})
+            on_device = {name: tensor.to(run.world.device, non_blocking=True) for name, tensor in batch.items()}
+            with window.pace.forward():
+                loss, parts = run.engine(**on_device)
             run.engine.backward(loss)
             run.engine.step()
             meter.add(parts)
-        applied = watch.applied()
+        applied, first = run.watch.applied(), progress.cursor
         if run.importance is not None:
             run.importance.commit(applied)
         progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor)
-        progress.step, progress.cursor = step, progress.cursor + cfg.batch_size
+        progress.step, progress.cursor = step, run.stream.samples(progress.cursor)[1]
+        if not applied:
+            monitor.say(f"step {step} skipped, its gradients are not finite: samples {first} to {progress.cursor}")
+        skips.add(applied, first, progress.cursor)
         window.add(step)
         monitor.advance(step)
-        request = requests.agree(saver.failed)
-        if request.failed:
+        requests.agree(saver.failed)
+        if requests.failed:
             saver.wait()  # raises what went wrong, on all ranks
 
         validates = step == last_step or is_due(step, cfg.valid_every)
-        if validates or request.stop or step == 1 or is_due(step, cfg.log_every):
-            means = meter.read(run.engine.get_global_grad_norm())
+        if validates or requests.stop or step == 1 or is_due(step, cfg.log_every):
+            means = meter.read(run.watch.grad_norm())
             progress.seconds = clock.seconds()
             record = {"step": step, "phase": str(run.hook.phase(step)), **means, "lr": rate}
-            record |= window.read(progress)
+            record |= window.read(progress, requests.gather)
             with clock.paused():
                 if validates:
-                    micro_batch = run.stream.share.micro_batch
-                    record |= validate(run.engine, run.valid_rows, run.masker, cfg.valid_rows, micro_batch, run.world)
+                    record |= _validate(run, requests)
                     monitor.importance(run.importance, run.tokenizer, step)
                 monitor.log(record)
-        if step == last_step or request.stop or request.save or is_due(step, cfg.save_every):
+                for warning in curve.look(record):
+                    monitor.say(warning)
+        if step == last_step or requests.stop or requests.save or is_due(step, cfg.save_every):
             progress.seconds = clock.seconds()
+            requests.save = False
             with clock.paused():
                 saver.save(progress, None if run.importance is None else run.importance.scores_V)
-        if request.stop:
+        if requests.stop:
             break
     requests.close()
     saver.wait()
-    monitor.close()
     return progress
+
+
+def _go_back(run: Run, wrong: GoBack, monitor: Monitor) -> Progress:
+    path = from_main(run.world, lambda: checkpoint.newest_whole(run.run_dir))
+    if path is None:
+        raise UserError(
+            f"{run.config.train.rollback_after} steps in a row had gradients that are not finite ({wrong}), and there "
+            "is no checkpoint to go back to: lower optimizer.lr, or save earlier with train.save_every"
+        )
+    progress = restore(run, path)
+    progress.passed_over.append(wrong.span)
+    monitor.say(f"going back to step {progress.step} ({path.name}), and passing over {wrong}")
+    return progress
+
+
+def restore(run: Run, path: Path) -> Progress:
+    """Put a verified checkpoint into the engine and the importance table."""
+    progress, scores = checkpoint.load(run.engine, path)
+    if run.importance is not None and scores is not None:
+        run.importance.restore(scores)
+    return progress
+
+
+def _validate(run: Run, requests: Requests) -> dict[str, float]:
+    def stop() -> bool:
+        requests.agree()
+        return requests.stop
+
+    rows, micro_batch = run.config.train.valid_rows, run.stream.share.micro_batch
+    return validate(run.engine, run.valid_rows, run.masker, rows, micro_batch, run.world, stop)
 
 
 def is_due(step: int, every: int) -> bool:
@@ -115,6 +177,8 @@ class Window:
         self._run = run
         self._pad = special_ids(run.tokenizer).pad
         self._start(progress)
+
+        self.pace = Pace(run.world.device)
 
     def _start(self, progress: Progress) -> None:
         self._step, self._seconds = progress.step, progress.seconds
@@ -137,10 +201,10 @@ class Window:
         self._flops += flops.row(phase, keep) * rows
         self._hardware_flops += flops.hardware_row(phase, keep) * rows
 
-    def read(self, progress: Progress) -> dict[str, Any]:
+    def read(self, progress: Progress, gather: Callable[[float], list[float]]) -> dict[str, Any]:
         """The metrics that need a stretch of time, and the counters; starts a new window.
 
-        `padding` and `data_wait` are those of this rank.
+        `padding` and `data_wait` are those of this rank. `gather`: a number of each rank, on every rank.
         """
         run = self._run
         steps, seconds = progress.step - self._step, progress.seconds - self._seconds
@@ -148,7 +212,7 @@ class Window:
         peak = run.peak_flops and run.peak_flops * run.world.size
         record = {
             "samples": progress.cursor,
-            "tokens": progress.cursor * length,
+            "tokens": progress.step * run.config.train.batch_size * length,
             "tokens_per_s": steps * run.config.train.batch_size * length / seconds,
             "mfu": self._flops / seconds / peak if peak else None,
             "hfu": self._hardware_flops / seconds / peak if peak else None,
@@ -159,6 +223,7 @@ class Window:
             "skipped_steps": run.engine.skipped_steps,
             "keep": run.hook.keep(progress.step) if run.hook.drops else length,
             "ledger": progress.ledger,
+            **spread(gather(self.pace.read())),
         }
         self._start(progress)
         return record

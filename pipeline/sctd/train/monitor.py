@@ -22,7 +22,18 @@ from tqdm import tqdm
 from sctd.objective.importance import INITIAL, ImportanceTable
 from sctd.train.distributed import World
 
-_SPEED = ("tokens_per_s", "mfu", "hfu", "padding", "data_wait", "seconds", "step_seconds")
+_SPEED = (
+    "tokens_per_s",
+    "mfu",
+    "hfu",
+    "padding",
+    "data_wait",
+    "seconds",
+    "step_seconds",
+    "rank_spread",
+    "slowest_rank",
+)
+_SLOW = 1.5  # times the middle rank's forward that are worth a word
 LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
 
 
@@ -168,6 +179,8 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
     ]
     if record["skipped_steps"]:
         fields.append(f"SKIPPED {record['skipped_steps']} (overflow)")
+    if record["rank_spread"] > _SLOW:
+        fields.append(f"rank {record['slowest_rank']} is SLOW, {record['rank_spread']:.1f}x")
     if record.get("valid_loss") is not None:
         fields.append(f"valid {record['valid_loss']:.4f} acc {record['valid_accuracy']:.1%}")
     return "  ".join(fields)

@@ -24,13 +24,6 @@ _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a sl
 
 
 @dataclass
-class Request:
-    stop: bool = False
-    save: bool = False
-    failed: bool = False  # a rank has failed at what it did beside the training
-
-
-@dataclass
 class Mailbox:
     """What this process was asked for by a signal."""
 
@@ -55,37 +48,53 @@ class Requests:
 
     Args:
         mailbox: of this process. run_dir: where rank 0 looks for STOP and SAVE.
+
+    Attributes:
+        stop, save: asked for and agreed; whoever does it takes it back.
+        failed: a rank has failed at what it does beside the training.
     """
 
     def __init__(self, mailbox: Mailbox, run_dir: Path, world: World) -> None:
+        self.stop = self.save = self.failed = False
         self._mailbox, self._run_dir, self._world = mailbox, run_dir, world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._looked = 0.0
 
-    def agree(self, failed: bool) -> Request:
-        """Call at every step boundary on all ranks: what any of them was asked for before the boundary before."""
+    def agree(self, failed: bool = False) -> None:
+        """Call at every step boundary on all ranks: learn what any of them was asked for before the one before."""
         mine = torch.tensor([bool(self._mailbox.signals), False, failed], dtype=torch.uint8)
         if self._world.is_main and time.monotonic() - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
             mine |= torch.tensor([self._take("STOP"), self._take("SAVE"), False], dtype=torch.uint8)
+        self._collect()
         if self._group is None:
-            return Request(*map(bool, mine.tolist()))
-        answer = self._collect()
-        self._pending = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return answer
+            self._note(mine)
+        else:
+            self._pending = mine, dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def close(self) -> Request:
-        """What was under way when the training ended."""
-        return self._collect()
+    def gather(self, value: float) -> list[float]:
+        """A number of each rank, on every rank."""
+        values = [torch.zeros(1, dtype=torch.float64) for _ in range(self._world.size)]
+        if self._group is None:
+            return [value]
+        dist.all_gather(values, torch.tensor([value], dtype=torch.float64), group=self._group)
+        return [float(one) for one in values]
 
-    def _collect(self) -> Request:
-        if self._pending is None:
-            return Request()
-        asked, work = self._pending
-        self._pending = None
-        work.wait()
-        return Request(*map(bool, asked.tolist()))
+    def close(self) -> None:
+        """Wait for what was under way when the training ended."""
+        self._collect()
+
+    def _collect(self) -> None:
+        if self._pending is not None:
+            asked, work = self._pending
+            self._pending = None
+            work.wait()
+            self._note(asked)
+
+    def _note(self, asked: Tensor) -> None:
+        stop, save, failed = asked.tolist()
+        self.stop, self.save, self.failed = self.stop or bool(stop), self.save or bool(save), bool(failed)
 
     def _take(self, name: str) -> bool:
         """Whether the file is there; it is removed, so that it counts once."""

@@ -27,11 +27,11 @@ from sctd.train import checkpoint
 from sctd.train.accounting import device_peak, step_flops
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
-from sctd.train.engine import build_engine, read_deepspeed_json, resolve
+from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
 from sctd.train.export import bert_shape, export_run, fill_mask
 from sctd.train.launch import discover
 from sctd.train.lock import locked
-from sctd.train.loop import Run, train
+from sctd.train.loop import Run, restore, train
 from sctd.train.monitor import format_seconds, read_metrics
 from sctd.train.preemption import EXIT_STOPPED, Mailbox
 from sctd.train.run_folder import check_run_dir, check_same_run, start_run_dir
@@ -64,7 +64,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     mailbox = Mailbox()
     with mailbox.listening():
-        world = init_world(launch)
+        world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
         _check_device(config, world.device.type)
         with locked(run_dir, world):
@@ -126,7 +126,7 @@ def _build(
         engine=engine,
         hook=hook,
         importance=model.importance,
-        stream=TrainStream(rows, masker, seed, share, pin=world.device.type == "cuda"),
+        stream=TrainStream(rows, masker, seed, share, world.device.type == "cuda", config.train.timeout),
         valid_rows=Rows(source.folder, manifest, "valid"),
         masker=masker,
         tokenizer=source.tokenizer,
@@ -134,6 +134,8 @@ def _build(
         peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
         identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest)},
         mailbox=mailbox,
+        watch=StepWatch(engine),
+        unigram_entropy=manifest.unigram_entropy,
         own_learning_rate="scheduler" not in ds_config,
     )
 
@@ -196,10 +198,7 @@ def _restore(run: Run, path: Path) -> Progress:
             raise UserError(
                 f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
             )
-    progress, scores = checkpoint.load(run.engine, path)
-    if run.importance is not None and scores is not None:
-        run.importance.restore(scores)
-    return progress
+    return restore(run, path)
 
 
 def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ _FREE_AT_RESUME = {
     "run.dir", "run.examples", "data.corpus", "train.stop_at", "train.log_every", "train.valid_every",
     "train.valid_rows", "train.save_every", "train.keep_checkpoints", "train.micro_batch_size",
     "train.checkpoint_activations", "train.async_save", "train.zero_stage",
+    "train.rollback_after", "train.timeout", "data.skip_samples",
 }  # fmt: skip
 
 
