@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
     _add_bench(verbs.add_parser("bench", help="time every arm, and the kernels, on this machine"))
     _add_plan(verbs.add_parser("plan", help="memory, time and cost of a recipe on given GPUs, predicted"))
+    _add_slurm(verbs.add_parser("slurm", help="write the batch script of a recipe, and submit it"))
+    _add_run(verbs.add_parser("status", help="where a run stands, and the chain of its jobs"), _status)
+    _add_run(verbs.add_parser("checkpoints", help="the checkpoints of a run, each verified"), _checkpoints)
+    _add_doctor(verbs.add_parser("doctor", help="whether this machine, or this job, can train"))
     _add_verify_resume(verbs.add_parser("verify-resume", help="kill a run, resume it, compare with one left alone"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
     return parser
@@ -106,6 +110,32 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpus", required=True, metavar="NxMODEL", help="for example 8xA100-40GB")
     verb.add_argument("--seq-len", type=int, help="tokens a row (default: model.max_positions)")
     verb.set_defaults(call=_plan)
+
+
+def _add_slurm(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    verb.add_argument("--nodes", type=_positive, required=True)
+    verb.add_argument("--gpus-per-node", type=int, default=8, help="and as many tasks; 0: CPUs (default %(default)s)")
+    verb.add_argument(
+        "--time", default="24:00:00", help="limit of each attempt, as sbatch reads it (default %(default)s)"
+    )
+    verb.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help="wins over the recipe")
+    verb.add_argument("--dry-run", action="store_true", help="write and print the script, and do not submit it")
+    verb.epilog = "Account and partition are read from SBATCH_ACCOUNT and SBATCH_PARTITION, as sbatch does."
+    verb.set_defaults(call=_slurm)
+
+
+def _add_run(verb: argparse.ArgumentParser, call: Callable[[argparse.Namespace], None]) -> None:
+    verb.add_argument("run", type=Path, help="folder of a pretraining run")
+    verb.set_defaults(call=call)
+
+
+def _add_doctor(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "run", type=Path, nargs="?", default=Path("runs"), help="where it will write (default %(default)s)"
+    )
+    verb.set_defaults(call=_doctor)
 
 
 def _add_verify_resume(verb: argparse.ArgumentParser) -> None:
@@ -184,6 +214,31 @@ def _plan(args: argparse.Namespace) -> None:
     from sctd.plan.report import plan
 
     print(plan(args.recipe, config, args.gpus, args.seq_len))
+
+
+def _slurm(args: argparse.Namespace) -> None:
+    from sctd.jobs.submit import Wanted, submit
+
+    wanted = Wanted(args.nodes, args.gpus_per_node, args.time, args.deepspeed_config)
+    submit(args.recipe, args.overrides, wanted, args.dry_run)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from sctd.jobs.status import status
+
+    print(status(args.run))
+
+
+def _checkpoints(args: argparse.Namespace) -> None:
+    from sctd.jobs.status import list_checkpoints
+
+    print(list_checkpoints(args.run))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from sctd.jobs.doctor import doctor
+
+    return 0 if doctor(args.run) else 1
 
 
 def _verify_resume(args: argparse.Namespace) -> int:

@@ -136,7 +136,7 @@ class Saver:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         write_atomically(self._folder / _LATEST, name + "\n")
-        _prune(self._folder, name, self._keep)
+        _prune(self._folder.parent, final, self._keep)
 
 
 def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
@@ -148,6 +148,16 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
     return progress, read_importance(path)
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run, newest first, whole or not; temporary ones are not seen."""
+    return sorted(checkpoint_folder(run_dir).glob("step-*"), reverse=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
 def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
     """The newest checkpoint of a run whose files are those of its manifest; None where none was ever finished.
 
@@ -155,7 +165,7 @@ def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
         UserError: there were some, and none is whole.
     """
     folder = checkpoint_folder(run_dir)
-    candidates = _by_age(folder)
+    candidates = checkpoints(run_dir)
     for path in candidates:
         damage = verify(path)
         if damage is None:
@@ -254,17 +264,12 @@ def _attempt(call: Callable[[], Any]) -> tuple[str | None, Any]:
         return str(error), None
 
 
-def _prune(folder: Path, newest: str, keep: int) -> None:
+def _prune(run_dir: Path, newest: Path, keep: int) -> None:
     """Keep `keep` checkpoints up to the one just written. Later ones are damaged, or training would not be here."""
-    checkpoints = _by_age(folder)
-    written = checkpoints.index(folder / newest)
-    for old in [*checkpoints[:written], *checkpoints[written + keep :]]:
+    found = checkpoints(run_dir)
+    written = found.index(newest)
+    for old in [*found[:written], *found[written + keep :]]:
         shutil.rmtree(old)
-
-
-def _by_age(folder: Path) -> list[Path]:
-    """Checkpoints, newest first; temporary ones are not seen."""
-    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def _fsync(path: Path) -> None:

@@ -32,6 +32,19 @@ def locked(run_dir: Path, world: World) -> Iterator[None]:
             file.close()
 
 
+def holder(run_dir: Path) -> str | None:
+    """Who holds the folder now: process, host and job; None where nobody does."""
+    try:
+        with (run_dir / ".lock").open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return file.read().strip() if error.errno in (errno.EAGAIN, errno.EACCES) else None
+    except OSError:
+        pass
+    return None
+
+
 def _lock(run_dir: Path) -> IO[str]:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / ".lock").open("a+", encoding="utf-8")

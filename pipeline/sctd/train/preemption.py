@@ -19,6 +19,7 @@ from torch import Tensor
 from sctd.train.distributed import World
 
 EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
+REQUEST_FILES = ("STOP", "SAVE")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a slow network
 
@@ -66,7 +67,7 @@ class Requests:
         mine = torch.tensor([bool(self._mailbox.signals), False, failed], dtype=torch.uint8)
         if self._world.is_main and time.monotonic() - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
-            mine |= torch.tensor([self._take("STOP"), self._take("SAVE"), False], dtype=torch.uint8)
+            mine |= torch.tensor([*map(self._take, REQUEST_FILES), False], dtype=torch.uint8)
         self._collect()
         if self._group is None:
             self._note(mine)

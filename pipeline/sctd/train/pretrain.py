@@ -25,6 +25,7 @@ from sctd.model.bert import BertShape
 from sctd.objective.build import build_hook, build_model
 from sctd.train import checkpoint
 from sctd.train.accounting import device_peak, step_flops
+from sctd.train.attempts import attempt
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
@@ -67,7 +68,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
         world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
         _check_device(config, world.device.type)
-        with locked(run_dir, world):
+        with locked(run_dir, world), attempt(run_dir, world) as this:
             config, ds_config = resolve(config, user_json, world.size)
             if resume:
                 check_same_run(config, ds_config, run_dir)
@@ -79,16 +80,20 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
                 say(f"{run_dir} is at step {progress.step} already, nothing to train")
             else:
                 _introduce(run, source.manifest, say)
+                this.begin(progress.step, world.size)
                 progress = train(run, progress)
+                this.step = progress.step
                 say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
             barrier()
             dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
             if progress.step < goal:
                 why = ", ".join(mailbox.signals) or "a file or another rank"
                 say(f"stopped on request ({why}), and saved: continue with --resume")
+                this.code = EXIT_STOPPED
                 return EXIT_STOPPED
             if world.is_main:
                 _finish(run_dir, config, source.manifest, say)
+            this.code = 0
             return 0
 
 

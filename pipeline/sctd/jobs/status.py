@@ -1,0 +1,107 @@
+"""Where a run stands: `sctd status` and `sctd checkpoints`."""
+
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sctd.train.attempts import read_attempts
+from sctd.train.checkpoint import checkpoints, read_manifest, size_of, verify
+from sctd.train.export import read_run
+from sctd.train.lock import holder
+from sctd.train.monitor import format_seconds, read_metrics
+from sctd.train.preemption import EXIT_STOPPED, REQUEST_FILES
+
+_ENDS = {0: "done", EXIT_STOPPED: "stopped, saved", 2: "bad input"}
+
+
+def status(run_dir: Path) -> str:
+    """What a run has come to, the chain of its jobs, and what it is asked for; a few lines.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    config, records, attempts = read_run(run_dir), read_metrics(run_dir), read_attempts(run_dir)
+    held = holder(run_dir)
+    goal = config.train.steps  # not stop_at, which each job may set anew
+    model = config.model
+    lines = [f"run          {run_dir}: {config.arm}, {model.layers} layers x {model.hidden_size}"]
+    lines += _progress(records, goal) if records else ["progress     no step is on record yet"]
+    lines += [f"checkpoints  {_newest(run_dir)}"]
+    lines += [f"now          {f'held by {held}' if held else 'nobody works on it'}"]
+    asked = [name for name in REQUEST_FILES if (run_dir / name).exists()]
+    lines += [f"asked        {', '.join(asked)}, not yet seen by the run"] if asked else []
+    lines += [f"attempts     {len(attempts)}"] if attempts else []
+    for number, attempt in enumerate(attempts, start=1):
+        last = number == len(attempts)
+        reached = records[-1]["step"] if last and records else None
+        lines.append(f"  {number:>3}  {_attempt(attempt, last and held is not None, reached)}")
+    if attempts and "job" in attempts[-1]:
+        lines += _queue(attempts[-1]["job"])
+    return "\n".join(lines)
+
+
+def list_checkpoints(run_dir: Path) -> str:
+    """A line for each checkpoint of a run, newest first, each verified file by file.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    read_run(run_dir)
+    rows = [f"{'step':>9}  {'size':>9}  {'ranks':>5}  {'saved':<16}  state"]
+    for path in checkpoints(run_dir):
+        damage = verify(path)
+        facts = {} if damage and "manifest" in damage else read_manifest(path)
+        when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        step, size = int(path.name.split("-")[1]), f"{size_of(path) / 1e6:.1f} MB"
+        rows.append(f"{step:>9}  {size:>9}  {facts.get('world_size', '?'):>5}  {when}  {damage or 'whole'}")
+    return "\n".join(rows) if len(rows) > 1 else f"{run_dir} has no checkpoint yet"
+
+
+def _progress(records: list[dict[str, Any]], goal: int) -> list[str]:
+    last = records[-1]
+    eta = format_seconds((goal - last["step"]) * last["step_seconds"])
+    held_out = [record for record in records if record.get("valid_loss") is not None][-1:]
+    valid = f", held-out {held_out[0]['valid_loss']:.4f} at step {held_out[0]['step']}" if held_out else ""
+    mfu = f", MFU {last['mfu']:.1%}" if last["mfu"] is not None else ""
+    skipped = f", {last['skipped_steps']} steps skipped" if last["skipped_steps"] else ""
+    spent = format_seconds(last["seconds"])
+    return [
+        f"progress     step {last['step']:,} of {goal:,} ({last['step'] / goal:.1%}), {last['tokens']:,} tokens, "
+        f"{spent} of training, {eta} to go{skipped}",
+        f"loss         {last['loss']:.4f}{valid}",
+        f"speed        {last['tokens_per_s']:,.0f} tokens/s{mfu}, {last['step_seconds']:.3g} s a step",
+    ]
+
+
+def _newest(run_dir: Path) -> str:
+    found = checkpoints(run_dir)
+    names = ", ".join(path.name for path in found)
+    return f"{names} ({size_of(found[0]) / 1e6:.1f} MB each)" if found else "none yet"
+
+
+def _attempt(attempt: dict[str, Any], running: bool, reached: int | None) -> str:
+    ended = attempt.get("ended")
+    if ended:
+        how, last = _ends(ended["code"]), f"{ended['step']:,}"
+    else:
+        how, last = ("running" if running else "killed"), "?" if reached is None else f"{reached:,}"
+    job = f"job {attempt['job']}, restart {attempt.get('restart', 0)}" if "job" in attempt else f"pid {attempt['pid']}"
+    until = ended["end"][11:19] if ended else "..."
+    steps = f"steps {attempt['step']:,} to {last}"
+    where = f"{attempt['host']}, {job}, {attempt['ranks']} ranks"
+    return f"{attempt['start'][:10]} {attempt['start'][11:19]} to {until}  {steps}  {how}  ({where})"
+
+
+def _ends(code: int) -> str:
+    return _ENDS.get(code, f"failed with exit code {code}")
+
+
+def _queue(job: str) -> list[str]:
+    """What SLURM says of the newest job, where this machine can ask it."""
+    if shutil.which("squeue") is None:
+        return []
+    command = ["squeue", "-h", "-j", job, "-o", "%T, %M of %l, %R"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+    return [f"queue        job {job}: {said or 'not in the queue'}"]

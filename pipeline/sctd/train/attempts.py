@@ -1,0 +1,80 @@
+"""The chain of jobs that a run is made of: a line in `attempts.jsonl` when one starts on it, and one when it ends."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sctd import __version__
+from sctd.errors import UserError
+from sctd.train.distributed import World
+
+_FILE = "attempts.jsonl"
+_SLURM = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT"}
+
+
+@dataclass
+class Attempt:
+    """Where one job is, as it tells the file.
+
+    Args:
+        step: the newest that it has trained. code: the exit code that it is about to end with.
+    """
+
+    run_dir: Path
+    active: bool
+    step: int = 0
+    code: int = 1
+    began: bool = False
+
+    def begin(self, step: int, ranks: int) -> None:
+        """When the run is about to train from `step` on."""
+        self.step, self.began = step, True
+        job = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
+        place = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._write({"start": _now(), "step": step, "ranks": ranks, **job, **place, "version": __version__})
+
+    def end(self) -> None:
+        if self.began:
+            self._write({"end": _now(), "step": self.step, "code": self.code})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.active:
+            with (self.run_dir / _FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def attempt(run_dir: Path, world: World) -> Iterator[Attempt]:
+    """The attempt of this process at the run; its end is written however it leaves, if it leaves at all."""
+    this = Attempt(run_dir, world.is_main)
+    try:
+        yield this
+    except (UserError, OSError):
+        this.code = 2
+        raise
+    finally:
+        this.end()
+
+
+def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """Oldest first: what each said at its start, and under `ended` what it said at its end, if it came to one."""
+    path, found = run_dir / _FILE, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # the torn line of a killed one
+            record = json.loads(line)
+            if "start" in record:
+                found.append(record)
+            elif found:
+                found[-1]["ended"] = record
+    return found
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

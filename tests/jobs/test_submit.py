@@ -1,0 +1,72 @@
+"""Batch scripts that `sctd slurm` writes; that they run is tested on a real SLURM."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sctd.errors import UserError
+from sctd.jobs.submit import _seconds
+from support import sctd
+
+CPUS = ("--nodes", 2, "--gpus-per-node", 0, "--dry-run")
+
+
+def test_a_dry_run_writes_and_prints_a_clean_script(recipe: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "my run"
+    done = sctd("slurm", recipe, f"run.dir={run_dir}", "train.steps=7", "--time", "1-12:00:00", *CPUS)
+    assert done.returncode == 2 and "more than one word" in done.stderr and not run_dir.exists()
+    run_dir = tmp_path / "my-run"
+    done = sctd("slurm", recipe, f"run.dir={run_dir}", "train.steps=7", "--time", "1-12:00:00", *CPUS)
+    assert done.returncode == 0, done.stderr
+    script = (run_dir / "job.sh").read_text(encoding="utf-8")
+    assert script in done.stdout and "sbatch" in done.stdout
+    for line in ("--job-name=my-run", "--nodes=2", "--ntasks-per-node=1", "--time=1-12:00:00", "--signal=USR1@600"):
+        assert f"#SBATCH {line}\n" in script
+    assert "gpus" not in script and "ARGS=train.steps=7\n" in script and f"RUN={run_dir}\n" in script
+    subprocess.run(["bash", "-n", run_dir / "job.sh"], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", "-x", run_dir / "job.sh"], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:
+    arguments = ("--nodes", 4, "--gpus-per-node", 2, "--dry-run", "--time", 30)
+    done = sctd("slurm", recipe, f"run.dir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 0, done.stderr
+    for line in ("--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30"):
+        assert f"#SBATCH {line}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nodes", 0], "argument --nodes: '0' is no whole number of at least 1"),
+        (["--nodes", 1, "--gpus-per-node", -1], "--gpus-per-node is -1"),
+        (["--nodes", 1, "--time", "soon"], "--time is 'soon'"),
+        (["--nodes", 3, "--gpus-per-node", 1], "batch sizes do not multiply out"),
+        (["--nodes", 1, "--gpus-per-node", 1, "train.stepz=3"], "did you mean 'steps'"),
+        (["--nodes", 1, "--gpus-per-node", 1, "data.corpus=/nowhere"], "/nowhere"),
+        (["--nodes", 1, "--gpus-per-node", 1, "--deepspeed_config", "no.json"], "no.json"),
+    ],
+)
+def test_what_the_job_would_refuse_is_refused_now(
+    recipe: Path, tmp_path: Path, arguments: list[str | int], words: str
+) -> None:
+    done = sctd("slurm", recipe, f"run.dir={tmp_path / 'run'}", "--dry-run", *arguments)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 1800), ("2:30", 150), ("1:00:00", 3600), ("1-2", 93600), ("1-2:03", 93780), ("1-02:03:04", 93784)],
+)
+def test_times_as_sbatch_reads_them(text: str, seconds: int) -> None:
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0:30", "1h", "1:2:3:4", "-5", "24:00:00 "])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        _seconds(text)
