@@ -203,7 +203,7 @@ def test_a_batch_that_does_not_come_ends_the_wait(rows: Rows, masker: Masker, mo
     stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1), patience=0.2)
     batches = stream.iterate(0)
     next(batches)
-    monkeypatch.setattr(stream, "step", lambda _: time.sleep(60))
+    monkeypatch.setattr(stream, "step", lambda _: time.sleep(1.5))
     with pytest.raises(UserError, match=r"samples \d+ to \d+ of .* did not come within 0.2 s"):
         for _ in range(3):  # one may be under way
             next(batches)

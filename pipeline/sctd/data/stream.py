@@ -3,7 +3,7 @@
 Legend: B rows of a micro-batch, S positions a row, M targets a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,6 +21,7 @@ from sctd.data.order import Span, row_of_sample, samples_from
 from sctd.errors import UserError
 
 Batch = dict[str, Tensor]
+_FAREWELL = 10.0  # seconds for the batch that is under way
 
 
 class Rows:
@@ -110,8 +111,8 @@ class TrainStream:
             batches.append({name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin else batch)
         return batches
 
-    def iterate(self, cursor: int) -> Iterator[list[Batch]]:
-        """Endless steps from `cursor`; one thread stays one step ahead.
+    def iterate(self, cursor: int) -> Generator[list[Batch]]:
+        """Endless steps from `cursor`; one thread stays one step ahead. To be closed when done with.
 
         Raises:
             UserError: a batch that cannot be read, or does not come in time: the file system behind it hangs.
@@ -119,7 +120,8 @@ class TrainStream:
         asked: SimpleQueue[int | None] = SimpleQueue()
         ready: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
         # A daemon: a read that hangs for good must not keep the process.
-        Thread(target=self._work, args=(asked, ready), name="sctd-data", daemon=True).start()
+        thread = Thread(target=self._work, args=(asked, ready), name="sctd-data", daemon=True)
+        thread.start()
         asked.put(cursor)
         try:
             while True:
@@ -129,6 +131,7 @@ class TrainStream:
                 yield batches
         finally:
             asked.put(None)
+            thread.join(_FAREWELL)  # a thread at work when the interpreter ends would abort it
 
     def _work(self, asked: "SimpleQueue[int | None]", ready: "SimpleQueue[list[Batch] | BaseException]") -> None:
         while (cursor := asked.get()) is not None:

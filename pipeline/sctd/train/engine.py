@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from sctd.config import Config, merge_dicts, validate
+from sctd.config import Config, config_from_dict, merge_dicts, to_dict, validate
 from sctd.errors import UserError
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train.distributed import World
@@ -80,6 +80,12 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
         train=replace(config.train, batch_size=total, micro_batch_size=micro, precision=precision, zero_stage=stage),
         optimizer=replace(optimizer, clip=clip, **{key: params[key] for key in shared}),
     )
+    if user:  # whatever its values are, they stand in the configuration now
+        try:
+            config = config_from_dict(to_dict(config))
+        except UserError as error:
+            raise UserError(f"DeepSpeed config: {error}") from None
+    clip, params = config.optimizer.clip, params | {key: getattr(config.optimizer, key) for key in shared}
     validate(config)
     base: dict[str, Any] = {
         "train_batch_size": total,

@@ -67,24 +67,32 @@ def train(run: Run, progress: Progress) -> Progress:
     saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save)
     for _ in range(_ROLLBACKS):
         monitor = Monitor(run.run_dir, run.world, progress.step, cfg.stop_at or cfg.steps)
+        run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
+        batches = run.stream.iterate(progress.cursor)
         try:
-            return _train(run, progress, monitor, requests, saver)
+            return _train(run, progress, batches, monitor, requests, saver)
         except GoBack as wrong:
             saver.wait()
             progress = _go_back(run, wrong, monitor)
         finally:
+            batches.close()
             monitor.close()
     raise UserError(f"went back {_ROLLBACKS} times for gradients that were not finite: lower optimizer.lr")
 
 
-def _train(run: Run, progress: Progress, monitor: Monitor, requests: Requests, saver: Saver) -> Progress:
+def _train(
+    run: Run,
+    progress: Progress,
+    batches: Iterator[list[Batch]],
+    monitor: Monitor,
+    requests: Requests,
+    saver: Saver,
+) -> Progress:
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
-    run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
     meter, clock, skips = LossMeter(run.world.device), Clock(progress.seconds), Skips(cfg.rollback_after, cfg.precision)
     window, curve = Window(run, progress), Curve(run.unigram_entropy, run.config.schedule.warmup_steps, progress.cursor)
     run.engine.train()
-    batches = run.stream.iterate(progress.cursor)
 
     for step in range(progress.step + 1, last_step + 1):
         seed_dropout(run.config.run.seed, step, run.world.rank)
