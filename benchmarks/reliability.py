@@ -142,31 +142,31 @@ def saves(world: World, work: Path, rounds: int) -> dict[str, Any]:
 
 
 def scaling(work: Path, corpus: Path, rounds: int) -> dict[str, Any]:
-    """Tokens a second of one and of two ranks, each with one thread and the same rows a rank, in turns."""
-    found: dict[str, Any] = {"1": [], "2": []}
+    """Tokens a second of one rank, of two ranks that are one run, and of two runs side by side that share nothing but
+    the machine; one thread and the same rows for each rank, in turns. What two runs lose against twice one is the
+    machine's memory; what one run of two ranks loses beyond that is communication, and waiting for one another."""
     words = [
         "model.layers=6", "model.hidden_size=256", "model.heads=4", "model.intermediate_size=1024", "train.steps=25",
         "train.log_every=5", "train.zero_stage=1", "train.precision=fp32", "train.valid_rows=2",
-        "train.micro_batch_size=16", "run.examples=[]", "schedule.warmup_steps=2",
+        "train.micro_batch_size=16", "run.examples=[]", "schedule.warmup_steps=2", f"data.corpus={corpus}",
     ]  # fmt: skip
-    os.environ["OMP_NUM_THREADS"] = "1"
+    found: dict[str, Any] = {"alone": [], "together": [], "apart": []}
     for number in range(rounds):
-        for ranks in (1, 2):
-            run_dir = work / f"scaling-{number}-{ranks}"
-            arguments = [
-                "demo",
-                *words,
-                f"train.batch_size={16 * ranks}",
-                f"data.corpus={corpus}",
-                f"run.dir={run_dir}",
-            ]
+        for name, runs, ranks in (("alone", 1, 1), ("together", 1, 2), ("apart", 2, 1)):
+            folders = [work / f"scaling-{number}-{name}-{run}" for run in range(runs)]
             log = work / "scaling.log"
-            if start(arguments, ranks, log).wait() != 0:
+            started = [
+                start(["demo", *words, f"train.batch_size={16 * ranks}", f"run.dir={folder}"], ranks, log)
+                for folder in folders
+            ]
+            if any(run.wait() != 0 for run in started):
                 raise SystemExit(f"a run failed: see {log}")
-            speeds = [record["tokens_per_s"] for record in read_metrics(run_dir)][2:]
-            found[str(ranks)].append(statistics.median(speeds))
-    found["efficiency"] = statistics.median(found["2"]) / (2 * statistics.median(found["1"]))
-    return found
+            speeds = [
+                statistics.median(record["tokens_per_s"] for record in read_metrics(folder)[2:]) for folder in folders
+            ]
+            found[name].append(sum(speeds))
+    alone, together, apart = (statistics.median(found[name]) for name in ("alone", "together", "apart"))
+    return found | {"efficiency": together / (2 * alone), "communication_share": 1 - together / apart}
 
 
 def main() -> None:
@@ -177,9 +177,11 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    world = init_world(discover(os.environ), 600.0)
-    found = saves(world, args.work, args.rounds)
-    found["scaling"] = scaling(args.work, args.corpus, 3)
+    # First: the runs must not inherit this process's place in a group of its own.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    scaled = scaling(args.work, args.corpus, 3)
+    del os.environ["OMP_NUM_THREADS"]
+    found = saves(init_world(discover(os.environ), 600.0), args.work, args.rounds) | {"scaling": scaled}
     print(json.dumps(found, indent=1))
     print(write_result(RESULTS, "reliability", found))
 
