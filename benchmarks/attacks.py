@@ -3,9 +3,10 @@
     python benchmarks/attacks.py --corpus runs/demo-corpus --kills 50
 
 A small run of two ranks saves every third step. It is ended by SIGKILL, all its processes at once, at moments drawn at
-random between its start and a little beyond its usual end; saves are hit too. It is then resumed, and killed again.
-When it comes to its end, its parameters, losses and ledger are compared with those of a run that was left alone, and
-it begins anew, until there have been enough kills. Writes results/attacks-<device>.json.
+random: every other time between its start and a little beyond its usual end, every other time within a save, while the
+folder of a checkpoint still has its temporary name. It is then resumed, and killed again. When it comes to its end, its
+parameters, losses and ledger are compared with those of a run that was left alone, and it begins anew, until there have
+been enough kills. Writes results/attacks-<device>.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from sctd.verify import compare, kill, start
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = [
-    "model.layers=4", "model.hidden_size=64", "model.heads=2", "model.intermediate_size=128", "model.dropout=0.1",
+    "model.layers=4", "model.hidden_size=192", "model.heads=3", "model.intermediate_size=768", "model.dropout=0.1",
     "model.attention_dropout=0.1", "objective.interval=4", "train.steps=60", "schedule.warmup_steps=5",
     "train.batch_size=8", "train.log_every=1", "train.save_every=3", "train.valid_rows=16", "train.zero_stage=1",
     "run.examples=[]",
@@ -37,6 +38,34 @@ def begin(run_dir: Path, args: argparse.Namespace) -> "subprocess.Popen[bytes]":
 
 def log_of(args: argparse.Namespace) -> Path:
     return args.work / "log.txt"
+
+
+def unfinished(run_dir: Path) -> set[Path]:
+    return set(run_dir.glob("checkpoints/.step-*.tmp"))
+
+
+def wait(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+    """Its exit code; None if it still runs then."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def in_a_save(process: "subprocess.Popen[bytes]", run_dir: Path, old: set[Path], chance: random.Random) -> int | None:
+    """None at a moment of a save, of the next one or one of those behind it; the exit code if none comes."""
+    passed_over = chance.randrange(10)
+    while process.poll() is None:
+        new = unfinished(run_dir) - old
+        if new and passed_over == 0:
+            time.sleep(chance.uniform(0.0, 0.05))
+            return None
+        if new:
+            passed_over -= 1
+            while new & unfinished(run_dir) and process.poll() is None:
+                time.sleep(0.001)
+        time.sleep(0.001)
+    return process.returncode
 
 
 def main() -> None:
@@ -58,16 +87,20 @@ def main() -> None:
     while len(kills) < args.kills:
         run_dir = args.work / f"run-{len(finished)}"
         while True:
-            process = begin(run_dir, args)
-            moment = chance.uniform(0.0, 1.2 * usual)
-            try:
-                code = process.wait(moment)
-            except subprocess.TimeoutExpired:
+            old = unfinished(run_dir)  # what the kill before left lying
+            begun, process = time.monotonic(), begin(run_dir, args)
+            if len(kills) % 2:
+                code = in_a_save(process, run_dir, old, chance)
+            else:
+                code = wait(process, chance.uniform(0.0, 1.2 * usual))
+            if code is None:
                 kill(process)
                 records = read_metrics(run_dir)
-                torn = len(list(run_dir.glob("checkpoints/.step-*.tmp")))
-                kills.append({"second": moment, "step": records[-1]["step"] if records else 0, "in_a_save": torn > 0})
-                print(f"kill {len(kills)} at {moment:.1f} s, step {kills[-1]['step']}", "in a save" if torn else "")
+                kills.append({
+                    "second": time.monotonic() - begun, "step": records[-1]["step"] if records else 0,
+                    "in_a_save": bool(unfinished(run_dir) - old),
+                })  # fmt: skip
+                print(f"kill {len(kills)}: {kills[-1]}", flush=True)
                 continue
             if code == 0:
                 break

@@ -1,5 +1,6 @@
 """`sctd doctor` alone, on two ranks, and where something is wrong."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_two_ranks_hear_each_other(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 ranks, gloo: each heard the one before it" in done.stdout
     assert "64 MB in" in done.stdout and "clocks" in done.stdout
+    assert "is the same on all ranks" in done.stdout and not list(tmp_path.iterdir())
     assert done.stdout.count("ready: ") == 1 and done.stdout.count("versions ") == 1
 
 
@@ -64,7 +66,29 @@ def test_a_rank_that_does_not_come(tmp_path: Path) -> None:
     env = environment() | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run([sys.executable, "-c", SHORT], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAIL  ranks          rank 0 of 2 did not meet the others at 127.0.0.1" in done.stdout
+    assert "FAIL  ranks          missing after 4 s: rank 1 of 2; there: rank 0, on" in done.stdout
+
+
+def test_ranks_that_see_different_folders_under_one_name(tmp_path: Path) -> None:
+    """As where each node has a local disk mounted at the same place."""
+    processes, port = [], str(free_port())
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        env = environment() | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        code = SHORT.replace("_PATIENCE = 4.0", "_SETTLES = 0.5")
+        command = [sys.executable, "-c", code]
+        processes.append(
+            subprocess.Popen(command, env=env, cwd=tmp_path / str(rank), stdout=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "FAIL  folder         runs on" in said[0] and "choose one that all nodes share" in said[0]
+
+
+def test_a_folder_on_a_full_disk_still_gets_its_table(small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
+    done = sctd("doctor", small_disk)
+    assert done.returncode == 1 and "cannot be written" in done.stdout and "NOT READY" in done.stdout
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """What happens to runs on other people's machines: signals at bad moments, full disks, clocks that jump."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
 
 from sctd.train.checkpoint import newest_whole
+from sctd.verify import kill, start
 from support import assert_same_run, environment, launcher, records, sctd, train, until
 
 STEPS = ("train.steps=30", "train.valid_every=5", "train.save_every=5")
@@ -81,20 +83,22 @@ def test_sigterm_to_one_rank_of_two(place: str, recipe: Path, whole: Path, tmp_p
     assert_same_run(run_dir, whole)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for two checkpoints of the tiny model, and little more."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2200k", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
+def test_sigkill_at_moments_of_chance(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks of a run that saves at every step, five times; `benchmarks/attacks.py` does it longer."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    run_dir, chance, steps = tmp_path / "run", random.Random(), ("train.steps=150", "train.save_every=1")
+    arguments = [recipe, f"run.dir={run_dir}", *steps]
+    for number in range(5):
+        have = len(records(run_dir)) if number else 0
+        process = start([*arguments, *(["--resume"] if number else [])], 2, tmp_path / "log.txt")
+        until(lambda have=have, process=process: process.poll() is not None or has_trained(run_dir, have + 1), "a step")
+        time.sleep(chance.uniform(0, 0.2))
+        assert process.poll() is None, (tmp_path / "log.txt").read_text()
+        kill(process)
+    train(recipe, run_dir, *steps, "--resume", ranks=2)
+    train(recipe, tmp_path / "whole", "train.steps=150", ranks=2)
+    assert_same_run(run_dir, tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")

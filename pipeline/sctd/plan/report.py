@@ -169,7 +169,8 @@ def _heading(recipe: str, job: Job, machine: Machine) -> list[str]:
     count = parameter_count(shape)
     reach = f"products {speed.PRODUCTS:.0%} and attention {speed.ATTENTION:.0%} of peak"
     reach += f", memory {speed.BANDWIDTH:.0%} and link {speed.LINK:.0%} of their bandwidths, {USABLE:.0%} of the memory"
-    nodes = f", {speed.FABRIC / _GB:.0f} GB/s between nodes of {speed.NODE}" if machine.gpus > speed.NODE else ""
+    fabric = f", {speed.FABRIC / _GB:.0f} GB/s for each GPU between nodes of {speed.NODE}"
+    nodes = fabric if machine.gpus > speed.NODE else ""
     return [
         f"recipe    {recipe}, arm {config.arm}, {train.precision}: a prediction from shapes and data sheets",
         f"model     {shape.layers} layers x {shape.hidden_size}, {vocabulary}, {count / 1e6:.1f}M parameters, "
@@ -223,7 +224,7 @@ def _memory(job: Job, machine: Machine, forecasts: list[Forecast]) -> list[str]:
         _row(f"  activations, {that}", [f"{item.memory.activations / _GB:.2f}" for item in others]),
         _row("    total", [f"{item.memory.total / _GB:.2f}" for item in others]),
         _row("    largest micro-batch", [str(item.largest) for item in others]),
-        "  * the recipe's; ZeRO-3 stands here for comparison, sctd trains with 0, 1 and 2",
+        "  * the recipe's",
     ]
     return lines
 

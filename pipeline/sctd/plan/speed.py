@@ -16,7 +16,7 @@ ATTENTION = 0.40  # of the peak, in attention
 BANDWIDTH = 0.85  # of the memory's, in elementwise work
 LINK = 0.70  # of the link's, in collectives
 NODE = 8  # GPUs
-FABRIC = 25e9  # bytes/s of a GPU to other nodes: 200 Gbit/s
+FABRIC = 25e9  # bytes/s of a network adapter, 200 Gbit/s, of which a node has one for each GPU
 
 # Passes over the states of a layer, forward and backward, where dropout + residual + LayerNorm and bias + GELU are one
 # kernel each: the two of a layer read and write 4 x D, GELU 2 x E; their backwards as much and one E more; gradients of
@@ -63,7 +63,8 @@ def step_time(
         compute += share * rows * (other / PRODUCTS + attention / ATTENTION) / peak
         moved += share * rows * _row_bytes(work, phase, keep, store)
     moved += _optimizer_bytes(count, gpus, stage, accumulation)
-    link = gpu.link if gpus <= NODE else min(gpu.link, FABRIC)
+    # A ring leaves each node once, and NCCL runs one ring for each adapter.
+    link = gpu.link if gpus <= NODE else min(gpu.link, NODE * FABRIC)
     exchanged = _exchanged_bytes(count, gpus, stage, store.product, accumulation)
     return StepTime(compute, moved / (BANDWIDTH * gpu.bandwidth), exchanged / (LINK * link))
 

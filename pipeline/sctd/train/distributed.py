@@ -1,6 +1,7 @@
 """The process group of a job, and the device of this process."""
 
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def init_world(launch: Launch, timeout: float) -> World:
 
     Raises:
         UserError: more processes on this machine than it shows them GPUs.
+        TimeoutError: ranks that did not come, named.
     """
     launch.export(os.environ)
     # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
@@ -54,8 +56,51 @@ def init_world(launch: Launch, timeout: float) -> World:
         # minute, for reductions whose order gloo fixes anyway.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
+    store = _meet(launch, timeout)
     deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout))
+    del store  # held until here: the group's own store shares its server
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet(launch: Launch, timeout: float) -> dist.Store:
+    """Wait for all ranks, so that one that never comes is named: torch only counts them."""
+    patience = timedelta(seconds=timeout)
+    hosts_itself = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun hosts it for its processes
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"sctd/{attempt}/{rank}" for rank in range(launch.size)]
+    try:
+        store = dist.TCPStore(
+            launch.address, launch.port, launch.size, launch.rank == 0 and hosts_itself, patience,
+            wait_for_workers=False, multi_tenant=True,
+        )  # fmt: skip
+        store.set(names[launch.rank], socket.gethostname())
+        try:
+            store.wait(names, patience)
+        except dist.DistStoreError:
+            came = {rank: store.get(name).decode() for rank, name in enumerate(names) if store.check([name])}
+            missing = [rank for rank in range(launch.size) if rank not in came]
+            if missing:  # else they came just now
+                raise TimeoutError(
+                    f"missing after {timeout:.0f} s: rank {_spans(missing)} of {launch.size}; "
+                    f"there: rank {_spans(list(came))}, on {', '.join(dict.fromkeys(came.values()))}"
+                ) from None
+    except dist.DistError as error:
+        what = " ".join(str(error).split())
+        raise TimeoutError(
+            f"rank {launch.rank} of {launch.size} did not reach the others at {launch.address}:{launch.port}: {what}"
+        ) from None
+    return store
+
+
+def _spans(numbers: list[int]) -> str:
+    """Ascending numbers, briefly: `0-3, 6`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)
 
 
 def _gpu(launch: Launch) -> int:
