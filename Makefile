@@ -9,7 +9,7 @@ ARGS ?=
 TESTS ?=
 
 # Called again, `make pretrain` continues the run that is there.
-RESUME = $(if $(wildcard $(RUNS)/demo/checkpoints/latest),--resume)
+RESUME = $(if $(wildcard $(RUNS)/demo/config.yaml),--resume)
 
 .PHONY: pretrain test bench lint clean
 .DELETE_ON_ERROR:

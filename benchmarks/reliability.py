@@ -98,7 +98,7 @@ def saves(world: World, work: Path, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"step_seconds": seconds(step, rounds)}
     identity = {"tokenizer": "", "data": ""}
     for behind in (True, False):
-        saver = Saver(engine, work / "run", identity, world, 1, behind)
+        saver = Saver(engine, work / "run", identity, world, 1, behind, 600.0)
         stalls, wholes = [], []
         for number in range(rounds):
             begin = time.perf_counter()
@@ -124,7 +124,7 @@ def saves(world: World, work: Path, rounds: int) -> dict[str, Any]:
         "restore": seconds(lambda: checkpoint.load(engine, path), rounds),
         "read": seconds(lambda: [file.read_bytes() for file in path.iterdir()], rounds),
     }
-    guard, pace, skips = Requests(Mailbox(), work, world), Pace(world.device), Skips(5, "fp32")
+    guard, pace, skips = Requests(Mailbox(), work, world, 600.0), Pace(world.device), Skips(5, "fp32")
     curve, record = Curve(7.0, 10, 0), {"step": 1, "samples": 0, "mlm_drop": 5.0, "mlm_full": None}
 
     def guards() -> None:

@@ -16,12 +16,13 @@ mkdir -p "$RUN"
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}}
 export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes it from sbatch no more
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
 [ -n "${CORPUS:-}" ] && command+=("data.corpus=$CORPUS")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
-[ -f "$RUN/config.yaml" ] && command+=(--resume) # this job, or one of its name, was here before
+{ [ -f "$RUN/config.yaml" ] || compgen -G "$RUN/checkpoints/step-*" >/dev/null; } && command+=(--resume) # this job, or one of its name, was here before
 
 # Bad input is said once, by one task, before all nodes start: a second attempt would not mend it.
 # shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
@@ -37,10 +38,15 @@ srun --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-}
 code=$?
 echo "$(date -Is) srun ended with exit code $code; newest checkpoint: $(newest)"
 
-# 0: done. 2: bad input, which no second attempt mends. 75: stopped by a signal, with a checkpoint. Else: a failure.
+# 0: done. 2: bad input, which no second attempt mends. 75: stopped, to be continued; where a file STOP asked for it, by
+# hand. Else: a failure, of the machine (74) or of the program.
 case $code in
-  0 | 2) exit "$code" ;;
-  75) ;;
+  2) exit 2 ;;
+  0 | 75)
+    rm -f "$RUN/failures"
+    [ "$code" -eq 0 ] && exit 0
+    [ -e "$RUN/stopped" ] && exit 0
+    ;;
   *)
     failures=1
     [ "$(newest)" = "$before" ] && failures=$(($(cat "$RUN/failures" 2>/dev/null || echo 0) + 1))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from sctd import __version__
 from sctd.config import load_config, recipe_names, to_yaml
-from sctd.errors import UserError
+from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
 
 _RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")  # as launchers name it, before we look closer
 
@@ -25,24 +25,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is 0, 2 for bad input, or what the verb itself says (75: stopped, to be resumed)."""
+    """Run one verb; the exit code is 0, 2 for bad input, 74 for a failing machine, or the verb's own (75: stopped)."""
     try:
         args = _parse(argv)
         return args.call(args) or 0
     except (UserError, OSError) as error:  # of the file system's errors all have a cause outside the program
-        _report(" ".join(str(error).split()))
-        return 2
+        return _report(error, EXIT_BAD_INPUT)
+    except RunError as error:
+        return _report(error, EXIT_FAILED)
 
 
-def _report(message: str) -> None:
+def _report(error: Exception, code: int) -> int:
     """One line for one mistake: what all ranks find, rank 0 says; what one of them finds, it says after a while."""
+    message = " ".join(str(error).split())
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
     if rank != "0":
         # When rank 0 has said it, its launcher ends this process meanwhile; the exit code must still tell what it was.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(5)
         message = f"rank {rank}: {message}"
     print(f"sctd: error: {message}", file=sys.stderr)
+    return code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -117,6 +120,7 @@ def _add_slurm(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
     verb.add_argument("--nodes", type=_positive, required=True)
     verb.add_argument("--gpus-per-node", type=int, default=8, help="and as many tasks; 0: CPUs (default %(default)s)")
+    verb.add_argument("--cpus-per-task", type=_positive, help="default: what the partition gives")
     verb.add_argument(
         "--time", default="24:00:00", help="limit of each attempt, as sbatch reads it (default %(default)s)"
     )
@@ -187,12 +191,10 @@ def _prepare(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     config = load_config(args.recipe, args.overrides)
     if args.print_config:
-        if args.deepspeed_config:
-            from sctd.train.engine import read_deepspeed_json, resolve
+        from sctd.train.launch import world_size
+        from sctd.train.pretrain import check
 
-            config, _ = resolve(
-                config, read_deepspeed_json(args.deepspeed_config), int(os.environ.get("WORLD_SIZE", 1))
-            )
+        config, _ = check(config, args.deepspeed_config, world_size(os.environ))
         print(to_yaml(config), end="")
         return 0
     from sctd.train.pretrain import pretrain
@@ -219,7 +221,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _slurm(args: argparse.Namespace) -> None:
     from sctd.jobs.submit import Wanted, submit
 
-    wanted = Wanted(args.nodes, args.gpus_per_node, args.time, args.deepspeed_config)
+    wanted = Wanted(args.nodes, args.gpus_per_node, args.cpus_per_task, args.time, args.deepspeed_config)
     submit(args.recipe, args.overrides, wanted, args.dry_run)
 
 

@@ -362,7 +362,7 @@ def validate(config: Config) -> None:
         "at least 0 and no longer than what follows the warm-up",
     )
     for text in config.run.examples:
-        _require("[MASK]" in text, "run.examples", text, "a sentence that contains [MASK]")
+        _require(text.count("[MASK]") == 1, "run.examples", text, "a sentence with one [MASK]")
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,5 +1,12 @@
-"""The one exception that is meant for users."""
+"""The exceptions that are meant for users: each is one line."""
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do. The CLI prints it and exits with 2."""
+
+
+class RunError(RuntimeError):
+    """Good input, but the machine failed: a full disk, ranks that do not come. Another attempt may mend it; exit 74."""

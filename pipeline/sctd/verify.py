@@ -47,6 +47,10 @@ def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_rank
     # Attention's dropout is drawn for each rank; everything else that is random belongs to the rows.
     overrides = [*overrides, *(["model.attention_dropout=0"] if elastic else [])]
     config = load_config(recipe, overrides)
+    if 2 * steps > config.train.steps:
+        raise UserError(
+            f"train.steps is {config.train.steps}, but the proof needs {2 * steps}: raise it, or lower --steps"
+        )
     folder = Path(config.run.dir)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"run.dir {folder} is not empty: verify-resume makes its own runs there, choose another")

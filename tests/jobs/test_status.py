@@ -1,5 +1,6 @@
 """What `sctd status` and `sctd checkpoints` say of real runs: finished, stopped, killed, at work."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -68,8 +69,17 @@ def test_a_failed_attempt_says_how(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("no folder")
     done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}", "train.steps=3")
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "steps 0 to 0  bad input" in sctd("status", tmp_path / "run").stdout
+    assert done.returncode == 74 and "Traceback" not in done.stderr, done.stderr
+    assert "steps 0 to 3  failed: disk" in sctd("status", tmp_path / "run").stdout
+
+
+def test_a_loss_that_is_not_finite_and_a_bad_byte_are_told(run: Path) -> None:
+    file = run / "metrics.jsonl"
+    before = file.read_bytes()
+    file.write_bytes(before + b'\xff\xfe{"step"\n' + json.dumps({**records(run)[-1], "loss": None}).encode() + b"\n")
+    done = sctd("status", run)
+    assert done.returncode == 0 and "loss         not finite" in done.stdout, done.stderr
+    file.write_bytes(before)
 
 
 @pytest.mark.parametrize("verb", ["status", "checkpoints"])
@@ -79,7 +89,8 @@ def test_a_folder_without_a_run_is_refused(verb: str, tmp_path: Path) -> None:
 
 
 def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
-    lines = ['{"start": "2026-01-01T00:00:00+00:00", "step": 0}', '{"end": "2026", "st']
+    first = {"start": "2026-01-01T00:00:00+00:00", "step": 0, "ranks": 1, "host": "a", "pid": 1}
+    lines = [json.dumps(first), '{"end": "2026", "st', '{"end": "2026", "step": 3}', "[1]", '{"start": "2026"}']
     (tmp_path / "attempts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert [attempt["step"] for attempt in read_attempts(tmp_path)] == [0]
     assert read_attempts(tmp_path / "none") == []

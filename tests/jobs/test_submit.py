@@ -14,17 +14,18 @@ CPUS = ("--nodes", 2, "--gpus-per-node", 0, "--dry-run")
 
 
 def test_a_dry_run_writes_and_prints_a_clean_script(recipe: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "my run"
-    done = sctd("slurm", recipe, f"run.dir={run_dir}", "train.steps=7", "--time", "1-12:00:00", *CPUS)
+    run_dir = tmp_path / "my run at 50%"
+    done = sctd("slurm", recipe, f"run.dir={run_dir}", "run.examples=['a [MASK]']", *CPUS)
     assert done.returncode == 2 and "more than one word" in done.stderr and not run_dir.exists()
-    run_dir = tmp_path / "my-run"
-    done = sctd("slurm", recipe, f"run.dir={run_dir}", "train.steps=7", "--time", "1-12:00:00", *CPUS)
+    wanted = ("train.steps=7", "--time", "1-12:00:00", "--cpus-per-task", 3)
+    done = sctd("slurm", recipe, f"run.dir={run_dir}", *wanted, *CPUS)
     assert done.returncode == 0, done.stderr
     script = (run_dir / "job.sh").read_text(encoding="utf-8")
     assert script in done.stdout and "sbatch" in done.stdout
-    for line in ("--job-name=my-run", "--nodes=2", "--ntasks-per-node=1", "--time=1-12:00:00", "--signal=USR1@600"):
+    asked = ["--job-name='my run at 50%'", f"--output='{run_dir}%/job.log'", "--cpus-per-task=3", "--signal=USR1@600"]
+    for line in [*asked, "--nodes=2", "--ntasks-per-node=1", "--time=1-12:00:00"]:
         assert f"#SBATCH {line}\n" in script
-    assert "gpus" not in script and "ARGS=train.steps=7\n" in script and f"RUN={run_dir}\n" in script
+    assert "gpus" not in script and "ARGS=train.steps=7\n" in script and f"RUN='{run_dir}'\n" in script
     subprocess.run(["bash", "-n", run_dir / "job.sh"], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "-x", run_dir / "job.sh"], check=True, cwd=Path(__file__).parents[2])
@@ -47,6 +48,8 @@ def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:
         (["--nodes", 3, "--gpus-per-node", 1], "batch sizes do not multiply out"),
         (["--nodes", 1, "--gpus-per-node", 1, "train.stepz=3"], "did you mean 'steps'"),
         (["--nodes", 1, "--gpus-per-node", 1, "data.corpus=/nowhere"], "/nowhere"),
+        (["--nodes", 1, "--gpus-per-node", 1, "model.max_positions=8"], "model.max_positions is 8"),
+        (["--nodes", 1, "--gpus-per-node", 1, "run.dir=/proc/run"], "/proc/run"),
         (["--nodes", 1, "--gpus-per-node", 1, "--deepspeed_config", "no.json"], "no.json"),
     ],
 )
@@ -66,7 +69,7 @@ def test_times_as_sbatch_reads_them(text: str, seconds: int) -> None:
     assert _seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0:30", "1h", "1:2:3:4", "-5", "24:00:00 "])
+@pytest.mark.parametrize("text", ["", "0", "0:30", "1h", "1:2:3:4", "-5", "24:00:00 ", "٣٠"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
         _seconds(text)

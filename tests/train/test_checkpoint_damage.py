@@ -1,12 +1,14 @@
 """A damaged checkpoint is named and passed over, whatever was damaged and however."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sctd.errors import UserError
-from sctd.train.checkpoint import newest_whole
+from sctd.train.checkpoint import newest_whole, verify
 from support import sctd, train
 
 
@@ -50,6 +52,38 @@ def test_a_file_more_is_not_loaded(run: Path) -> None:
     assert newest_whole(run, said.append) == run / "checkpoints" / "step-00000002"
     assert stranger.name in said[0]
     stranger.unlink()
+
+
+def test_a_manifest_that_says_something_else_is_damaged(run: Path) -> None:
+    """Another tokenizer or corpus in it would let a foreign run be continued."""
+    file = run / "checkpoints" / "step-00000004" / "manifest.json"
+    before = file.read_text(encoding="utf-8")
+    for key, value in json.loads(before).items():
+        altered = json.loads(before) | {key: value + 1 if isinstance(value, int) else f"{value}x"}
+        file.write_text(json.dumps(altered), encoding="utf-8")
+        assert "manifest.json" in (verify(file.parent) or "whole"), key
+    file.write_text(before, encoding="utf-8")
+    assert verify(file.parent) is None
+
+
+def test_what_is_no_checkpoint_is_left_alone(recipe: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step-00000009.txt").write_text("a note")
+    shutil.copytree(folder / "step-00000004", folder / "step-backup")
+    assert newest_whole(tmp_path / "run") == folder / "step-00000004"
+    assert sctd("checkpoints", tmp_path / "run").stdout.count("whole") == 2
+    train(recipe, tmp_path / "run", "train.steps=4", "train.save_every=2", "--resume")
+    assert (folder / "step-00000009.txt").exists() and (folder / "step-backup").exists()
+
+
+def test_a_fresh_start_over_checkpoints_is_refused(recipe: Path, run: Path, tmp_path: Path) -> None:
+    """Its configuration is lost, its checkpoints are not, and must not be by a start that forgot them."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()
+    done = sctd("pretrain", recipe, f"run.dir={tmp_path / 'run'}", "train.steps=4")
+    assert done.returncode == 2 and "holds a run" in done.stderr
+    assert newest_whole(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 
 
 def test_none_whole_is_an_error_and_no_fresh_start(recipe: Path, run: Path) -> None:

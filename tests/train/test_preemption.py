@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from sctd.train.distributed import World
+from sctd.train.launch import free_port
+from sctd.train.preemption import Mailbox, Requests
 from support import assert_same_run, environment, launcher, records, sctd, train, until
 
 STEPS = ("train.steps=40", "train.log_every=1", "train.save_every=0")
@@ -66,6 +70,7 @@ def test_one_rank_is_asked_to_stop(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "continue with --resume" in said and not (tmp_path / "STOP").exists()
+    assert (tmp_path / "stopped").exists() == (ask is by_file)  # so that a job script knows that a person asked
     finish(recipe, tmp_path, 1, whole)
 
 
@@ -76,6 +81,30 @@ def test_one_rank_of_two_is_asked_and_both_stop(recipe: Path, tmp_path: Path, wh
     said, _ = process.communicate(timeout=60)
     assert "continue with --resume" in said, said
     finish(recipe, tmp_path, 2, whole)
+
+
+def test_a_signal_before_the_first_step_ends_the_process(recipe: Path, tmp_path: Path) -> None:
+    """Rank 0 of two waits for a second one that never comes: it says so, and stops when asked."""
+    told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sctd", "pretrain", str(recipe), f"run.dir={tmp_path / 'run'}"],
+        env=environment() | told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any("waiting for rank 1 of 2" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and "SIGTERM) before the first step" in said, said
+
+
+def test_requests_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "STOP").mkdir()
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "full").touch()
+    (tmp_path / "SAVE").mkdir()
+    requests = Requests(Mailbox(), tmp_path, World(0, 1, torch.device("cpu")), 1.0)
+    requests.agree()
+    assert not requests.stop and not requests.save
 
 
 def test_a_save_on_request(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:

@@ -18,7 +18,7 @@ from sctd.corpus.manifest import Manifest
 from sctd.data.hashing import STREAM_TIES, STREAM_VALID, hash64
 from sctd.data.masking import Masker
 from sctd.data.order import Span, row_of_sample, samples_from
-from sctd.errors import UserError
+from sctd.errors import RunError, UserError
 
 Batch = dict[str, Tensor]
 _FAREWELL = 10.0  # seconds for the batch that is under way
@@ -115,7 +115,7 @@ class TrainStream:
         """Endless steps from `cursor`; one thread stays one step ahead. To be closed when done with.
 
         Raises:
-            UserError: a batch that cannot be read, or does not come in time: the file system behind it hangs.
+            RunError: a batch that cannot be read, or does not come in time: the file system behind it hangs.
         """
         asked: SimpleQueue[int | None] = SimpleQueue()
         ready: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
@@ -146,9 +146,9 @@ class TrainStream:
             found = ready.get(timeout=self.patience)
         except Empty:
             hint = "see whether its disk answers, or raise train.timeout"
-            raise UserError(f"{what} did not come within {self.patience:g} s: {hint}") from None
+            raise RunError(f"{what} did not come within {self.patience:g} s: {hint}") from None
         if isinstance(found, OSError):
-            raise UserError(f"{what} cannot be read: {found}") from None
+            raise RunError(f"{what} cannot be read: {found}") from None
         if isinstance(found, BaseException):
             raise found
         return found

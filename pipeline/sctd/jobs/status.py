@@ -2,18 +2,25 @@
 
 import shutil
 import subprocess
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
 from sctd.train.attempts import read_attempts
-from sctd.train.checkpoint import checkpoints, read_manifest, size_of, verify
+from sctd.train.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
 from sctd.train.export import read_run
 from sctd.train.lock import holder
 from sctd.train.monitor import format_seconds, read_metrics
 from sctd.train.preemption import EXIT_STOPPED, REQUEST_FILES
 
-_ENDS = {0: "done", EXIT_STOPPED: "stopped, saved", 2: "bad input"}
+_ENDS = {
+    0: "done",
+    EXIT_STOPPED: "stopped, saved",
+    EXIT_BAD_INPUT: "bad input",
+    EXIT_FAILED: "failed: disk, network or a rank",
+}
 
 
 def status(run_dir: Path) -> str:
@@ -51,12 +58,17 @@ def list_checkpoints(run_dir: Path) -> str:
     read_run(run_dir)
     rows = [f"{'step':>9}  {'size':>9}  {'ranks':>5}  {'saved':<16}  state"]
     for path in checkpoints(run_dir):
-        damage = verify(path)
-        facts = {} if damage and "manifest" in damage else read_manifest(path)
-        when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-        step, size = int(path.name.split("-")[1]), f"{size_of(path) / 1e6:.1f} MB"
-        rows.append(f"{step:>9}  {size:>9}  {facts.get('world_size', '?'):>5}  {when}  {damage or 'whole'}")
+        with suppress(FileNotFoundError):  # removed meanwhile by the run, which makes newer ones
+            rows.append(_checkpoint(path))
     return "\n".join(rows) if len(rows) > 1 else f"{run_dir} has no checkpoint yet"
+
+
+def _checkpoint(path: Path) -> str:
+    damage = verify(path)
+    facts = {} if damage and MANIFEST in damage else read_manifest(path)
+    when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    size = f"{size_of(path) / 1e6:.1f} MB"
+    return f"{step_of(path):>9}  {size:>9}  {facts.get('world_size', '?'):>5}  {when}  {damage or 'whole'}"
 
 
 def _progress(records: list[dict[str, Any]], goal: int) -> list[str]:
@@ -70,7 +82,7 @@ def _progress(records: list[dict[str, Any]], goal: int) -> list[str]:
     return [
         f"progress     step {last['step']:,} of {goal:,} ({last['step'] / goal:.1%}), {last['tokens']:,} tokens, "
         f"{spent} of training, {eta} to go{skipped}",
-        f"loss         {last['loss']:.4f}{valid}",
+        f"loss         {'not finite' if last['loss'] is None else format(last['loss'], '.4f')}{valid}",
         f"speed        {last['tokens_per_s']:,.0f} tokens/s{mfu}, {last['step_seconds']:.3g} s a step",
     ]
 
@@ -103,5 +115,8 @@ def _queue(job: str) -> list[str]:
     if shutil.which("squeue") is None:
         return []
     command = ["squeue", "-h", "-j", job, "-o", "%T, %M of %l, %R"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        said = f"squeue does not answer: {error}"
     return [f"queue        job {job}: {said or 'not in the queue'}"]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import sctd
 from sctd.config import load_config
-from sctd.corpus.manifest import read_manifest
-from sctd.errors import UserError
+from sctd.errors import RunError, UserError
 from sctd.train.checkpoint import write_atomically
-from sctd.train.engine import read_deepspeed_json, resolve
+from sctd.train.pretrain import check
+from sctd.train.run_folder import check_run_dir, check_same_run
 
-_TIME = re.compile(r"((\d+)-)?(\d+)(:(\d+))?(:(\d+))?")
+_TIME = re.compile(r"((\d+)-)?(\d+)(:(\d+))?(:(\d+))?", re.ASCII)
 _PLAIN = re.compile(r"[^\s*?\"'\\$`]+")  # what a shell takes as one word, as it stands
 _WARNING = 600  # seconds before the limit at which ranks are told to save
 
@@ -25,11 +25,11 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --chdir={project}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={tasks}
-{gpus}#SBATCH --time={time}
+{gpus}{cpus}#SBATCH --time={time}
 #SBATCH --signal=USR1@{warning}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={run_dir}/job.log
+#SBATCH --output={log}
 
 RECIPE={recipe}
 CORPUS={corpus}
@@ -43,10 +43,14 @@ DEEPSPEED_CONFIG={deepspeed}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the job asks SLURM for; `time` as sbatch reads it, `deepspeed_config` the path of a JSON."""
+    """What the job asks SLURM for.
+
+    cpus_per_task: None for what the partition gives. time: as sbatch reads it. deepspeed_config: path of a JSON.
+    """
 
     nodes: int
     gpus_per_node: int
+    cpus_per_task: int | None
     time: str
     deepspeed_config: str | None
 
@@ -56,6 +60,7 @@ def submit(recipe: str, overrides: Sequence[str], wanted: Wanted, dry_run: bool)
 
     Raises:
         UserError: whatever the job itself would refuse, and a missing sbatch or slurm folder.
+        RunError: sbatch does not answer.
     """
     run_dir, script = _script(recipe, overrides, wanted)
     if not dry_run and shutil.which("sbatch") is None:
@@ -67,7 +72,10 @@ def submit(recipe: str, overrides: Sequence[str], wanted: Wanted, dry_run: bool)
     if dry_run:
         print(f"written to {path}; submit it with: sbatch {path}")
         return
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RunError(f"sbatch does not answer ({error}): try again with: sbatch {path}") from None
     if done.returncode != 0:
         raise UserError(f"sbatch refused {path}: {' '.join(done.stderr.split())}")
     print(f"submitted as job {done.stdout.strip()}, its log: {run_dir / 'job.log'}")
@@ -80,14 +88,18 @@ def _script(recipe: str, overrides: Sequence[str], wanted: Wanted) -> tuple[Path
         raise UserError(f"--gpus-per-node is {wanted.gpus_per_node}: it must be at least 0")
     if not config.data.corpus:
         raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
-    read_manifest(Path(config.data.corpus))
     tasks = max(1, wanted.gpus_per_node)
-    resolve(config, read_deepspeed_json(wanted.deepspeed_config), wanted.nodes * tasks)
-    for word in overrides:
+    config, ds_config = check(config, wanted.deepspeed_config, wanted.nodes * tasks)
+    run_dir = Path(config.run.dir).absolute()
+    resume = (run_dir / "config.yaml").exists()  # then the job continues it
+    check_run_dir(run_dir, resume)
+    if resume:
+        check_same_run(config, ds_config, run_dir)
+    own = [word for word in overrides if not word.startswith(("run.dir=", "data.corpus="))]
+    for word in own:
         if not _PLAIN.fullmatch(word):
             raise UserError(f"override {word!r} is more than one word for a shell: write it into a YAML recipe")
-    project, run_dir = _project(), Path(config.run.dir).absolute()
-    own = [word for word in overrides if not word.startswith(("run.dir=", "data.corpus="))]
+    project = _project()
     values = {
         "recipe": Path(recipe).absolute() if recipe.endswith((".yaml", ".yml")) else recipe,
         "corpus": Path(config.data.corpus).absolute(),
@@ -104,6 +116,8 @@ def _script(recipe: str, overrides: Sequence[str], wanted: Wanted) -> tuple[Path
         nodes=wanted.nodes,
         tasks=tasks,
         gpus=f"#SBATCH --gpus-per-node={wanted.gpus_per_node}\n" if wanted.gpus_per_node else "",
+        cpus=f"#SBATCH --cpus-per-task={wanted.cpus_per_task}\n" if wanted.cpus_per_task else "",
+        log=shlex.quote(f"{run_dir}/job.log".replace("%", "%%")),
         time=wanted.time,
         warning=min(_WARNING, seconds // 3),
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sctd import __version__
-from sctd.errors import UserError
+from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
+from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World
 
 _FILE = "attempts.jsonl"
@@ -24,29 +25,29 @@ class Attempt:
     """Where one job is, as it tells the file.
 
     Args:
-        step: the newest that it has trained. code: the exit code that it is about to end with.
+        progress: of the training, which moves it on. code: the exit code that it is about to end with.
     """
 
     run_dir: Path
     active: bool
-    step: int = 0
+    progress: Progress | None = None
     code: int = 1
-    began: bool = False
 
-    def begin(self, step: int, ranks: int) -> None:
-        """When the run is about to train from `step` on."""
-        self.step, self.began = step, True
+    def begin(self, progress: Progress, ranks: int) -> None:
+        """When the run is about to train from there on."""
+        self.progress = progress
         job = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
         place = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._write({"start": _now(), "step": step, "ranks": ranks, **job, **place, "version": __version__})
+        self._write({"start": _now(), "step": progress.step, "ranks": ranks, **job, **place, "version": __version__})
 
     def end(self) -> None:
-        if self.began:
-            self._write({"end": _now(), "step": self.step, "code": self.code})
+        if self.progress is not None:
+            self._write({"end": _now(), "step": self.progress.step, "code": self.code})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.active:
-            with (self.run_dir / _FILE).open("a", encoding="utf-8") as file:
+            # A full disk is no reason to lose what else there is to say.
+            with contextlib.suppress(OSError), (self.run_dir / _FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
@@ -56,8 +57,11 @@ def attempt(run_dir: Path, world: World) -> Iterator[Attempt]:
     this = Attempt(run_dir, world.is_main)
     try:
         yield this
-    except (UserError, OSError):
-        this.code = 2
+    except UserError:
+        this.code = EXIT_BAD_INPUT
+        raise
+    except (RunError, OSError):
+        this.code = EXIT_FAILED
         raise
     finally:
         this.end()
@@ -66,12 +70,13 @@ def attempt(run_dir: Path, world: World) -> Iterator[Attempt]:
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     """Oldest first: what each said at its start, and under `ended` what it said at its end, if it came to one."""
     path, found = run_dir / _FILE, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):  # the torn line of a killed one
             record = json.loads(line)
-            if "start" in record:
+            keys = set(record) if isinstance(record, dict) else set()
+            if keys >= {"start", "step", "ranks", "host", "pid"}:
                 found.append(record)
-            elif found:
+            elif keys >= {"end", "step", "code"} and found:
                 found[-1]["ended"] = record
     return found
 

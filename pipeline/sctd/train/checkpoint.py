@@ -9,10 +9,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sctd import __version__
-from sctd.errors import UserError
+from sctd.errors import RunError, UserError
 from sctd.train.distributed import World, from_main
 from sctd.train.state import PARAMETER, StateFiles, restore, snapshot
 
 MANIFEST = "manifest.json"
 _STATE = "state.json"
 _LATEST = "latest"
+_SEAL = "sha256"  # key of the manifest
+_NAME = re.compile(r"step-(\d{8,})")
 _RANK_FILES = "rank-*.safetensors"
 _IMPORTANCE = ("importance", "scores")
 _HASHERS = 4
@@ -60,15 +64,24 @@ class Saver:
     Args:
         identity: what must match at a resume (hashes of tokenizer and data); goes into the manifest.
         keep: checkpoints to keep. behind: write while training goes on, which waits for the copy to the host alone.
+        timeout: seconds that a rank waits for the others to have written.
     """
 
     def __init__(
-        self, engine: DeepSpeedEngine, run_dir: Path, identity: dict[str, Any], world: World, keep: int, behind: bool
+        self,
+        engine: DeepSpeedEngine,
+        run_dir: Path,
+        identity: dict[str, Any],
+        world: World,
+        keep: int,
+        behind: bool,
+        timeout: float,
     ) -> None:
         self._engine, self._folder, self._identity = engine, checkpoint_folder(run_dir), identity
         self._world, self._keep, self._behind = world, keep, behind
         # The thread has a process group of its own, so that its exchanges cannot meet those of the training.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        patience = timedelta(seconds=timeout)
+        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sctd-save")
         self._pending: Future[None] | None = None
 
@@ -76,7 +89,7 @@ class Saver:
         """Write a checkpoint of this step, point `latest` at it and remove old ones.
 
         Raises:
-            UserError: on all ranks, for what keeps any of them from writing; the checkpoints before are untouched.
+            RunError: on all ranks, for what keeps any of them from writing; the checkpoints before are untouched.
         """
         self.wait()
         name = f"step-{progress.step:08d}"
@@ -100,7 +113,7 @@ class Saver:
         """Until the last save is on disk.
 
         Raises:
-            UserError: on all ranks, if it could not be written.
+            RunError: on all ranks, if it could not be written.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -124,19 +137,22 @@ class Saver:
         if answer[0]:
             if self._world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"cannot save {self._folder / name}: {answer[0][0]}; checkpoints before it are untouched")
+            raise RunError(f"cannot save {self._folder / name}: {answer[0][0]}; checkpoints before it are untouched")
+        if self._world.is_main:
+            _prune(self._folder.parent, self._folder / name, self._keep)
 
     def _commit(
         self, name: str, temporary: Path, facts: dict[str, Any], manifest: dict[str, Any], files: dict[str, Any]
     ) -> None:
         write_atomically(temporary / _STATE, json.dumps(facts, indent=1))
         files[_STATE] = _entry(temporary / _STATE)
-        write_atomically(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+        manifest["files"] = files
+        manifest[_SEAL] = _seal(manifest)
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
         final = self._folder / name
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         write_atomically(self._folder / _LATEST, name + "\n")
-        _prune(self._folder.parent, final, self._keep)
 
 
 def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
@@ -150,7 +166,13 @@ def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Those of a run, newest first, whole or not; temporary ones are not seen."""
-    return sorted(checkpoint_folder(run_dir).glob("step-*"), reverse=True)
+    found = checkpoint_folder(run_dir).glob("step-*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a checkpoint was made at, by its name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def size_of(path: Path) -> int:
@@ -185,7 +207,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def verify(path: Path) -> str | None:
     """None for a whole checkpoint, else what is wrong with it."""
     try:
-        files = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in read_manifest(path)["files"].items()}
+        manifest = read_manifest(path)
+        files = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+        if manifest.pop(_SEAL) != _seal(manifest):
+            return f"{MANIFEST} is altered"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or unreadable"
     for name, (size, _) in files.items():
@@ -239,7 +264,7 @@ def _make_room(temporary: Path, size: int) -> None:
     free = shutil.disk_usage(temporary).free
     if free < size:
         temporary.rmdir()
-        raise UserError(
+        raise RunError(
             f"cannot save {temporary.parent}: a checkpoint takes {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: "
             "make room, or lower train.keep_checkpoints; checkpoints before it are untouched"
         )
@@ -256,6 +281,11 @@ def _entry(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its seal: it vouches for the files, and this for it."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _attempt(call: Callable[[], Any]) -> tuple[str | None, Any]:
     """What went wrong, and what came of it; the others must hear of both."""
     try:
@@ -269,7 +299,10 @@ def _prune(run_dir: Path, newest: Path, keep: int) -> None:
     found = checkpoints(run_dir)
     written = found.index(newest)
     for old in [*found[:written], *found[written + keep :]]:
-        shutil.rmtree(old)
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # what cannot be removed costs space, not the run
+            print(f"cannot remove {old}: {error}")
 
 
 def _fsync(path: Path) -> None:

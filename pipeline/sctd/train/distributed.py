@@ -2,21 +2,25 @@
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from safetensors import SafetensorError
 
-from sctd.errors import UserError
+from sctd.errors import RunError, UserError
 from sctd.train.cpu import keep_freed_memory, repeatable_products, share_cores
 from sctd.train.launch import Launch
 
+_GLANCE = 1.0  # seconds
+_QUIET = 10.0  # seconds of waiting for other ranks that are worth no word
 T = TypeVar("T")
 
 
@@ -39,7 +43,7 @@ def init_world(launch: Launch, timeout: float) -> World:
 
     Raises:
         UserError: more processes on this machine than it shows them GPUs.
-        TimeoutError: ranks that did not come, named.
+        RunError: ranks that did not come, named.
     """
     launch.export(os.environ)
     # DeepSpeed 0.19 calls collectives under names that torch 2.13 has announced to rename, thousands of times.
@@ -74,22 +78,34 @@ def _meet(launch: Launch, timeout: float) -> dist.Store:
             wait_for_workers=False, multi_tenant=True,
         )  # fmt: skip
         store.set(names[launch.rank], socket.gethostname())
-        try:
-            store.wait(names, patience)
-        except dist.DistStoreError:
-            came = {rank: store.get(name).decode() for rank, name in enumerate(names) if store.check([name])}
-            missing = [rank for rank in range(launch.size) if rank not in came]
-            if missing:  # else they came just now
-                raise TimeoutError(
-                    f"missing after {timeout:.0f} s: rank {_spans(missing)} of {launch.size}; "
-                    f"there: rank {_spans(list(came))}, on {', '.join(dict.fromkeys(came.values()))}"
-                ) from None
+        _wait_for_all(launch, store, names, timeout)
     except dist.DistError as error:
         what = " ".join(str(error).split())
-        raise TimeoutError(
+        raise RunError(
             f"rank {launch.rank} of {launch.size} did not reach the others at {launch.address}:{launch.port}: {what}"
         ) from None
     return store
+
+
+def _wait_for_all(launch: Launch, store: dist.Store, names: list[str], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    told = False
+    while True:
+        # A little at a time: a signal is heard in between.
+        patience = min(_GLANCE, max(0.001, deadline - time.monotonic()))
+        try:
+            return store.wait(names, timedelta(seconds=patience))
+        except dist.DistStoreError:
+            came = {rank: store.get(name).decode() for rank, name in enumerate(names) if store.check([name])}
+        missing = [rank for rank in range(launch.size) if rank not in came]
+        if missing and time.monotonic() >= deadline:
+            raise RunError(
+                f"missing after {timeout:.0f} s: rank {_spans(missing)} of {launch.size}; "
+                f"there: rank {_spans(list(came))}, on {', '.join(dict.fromkeys(came.values()))}"
+            )
+        if missing and launch.rank == 0 and not told and time.monotonic() >= deadline - timeout + _QUIET:
+            told = True
+            print(f"waiting for rank {_spans(missing)} of {launch.size}, up to {timeout:.0f} s", flush=True)
 
 
 def _spans(numbers: list[int]) -> str:
@@ -121,18 +137,44 @@ def from_main(world: World, call: Callable[[], T]) -> T:
 
     Raises:
         UserError: of rank 0's call, on every rank, with the same message.
+        RunError: so too, and for what the file system refused.
     """
     answer: list[Any] = [None, None]
     if world.is_main:
         try:
             answer[0] = call()
-        except (UserError, OSError) as error:
-            answer[1] = str(error)
+        except (UserError, RunError) as error:
+            answer[1] = error
+        except OSError as error:
+            answer[1] = RunError(str(error))
     if world.size > 1:
         dist.broadcast_object_list(answer)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise answer[1]
     return answer[0]
+
+
+def together(world: World, call: Callable[[], T]) -> T:
+    """What `call` answers on this rank, once it has succeeded on all of them.
+
+    Raises:
+        UserError: of the first rank's call that refused, on every rank.
+        RunError: so too, and for what the file system refused.
+    """
+    answer, problem = None, None
+    try:
+        answer = call()
+    except (UserError, RunError) as error:
+        problem = type(error)(f"rank {world.rank}: {error}" if world.size > 1 else str(error))
+    except (OSError, SafetensorError) as error:
+        problem = RunError(f"rank {world.rank}: {error}")
+    problems: list[Any] = [problem] * world.size
+    if world.size > 1:
+        dist.all_gather_object(problems, problem)
+    for problem in problems:
+        if problem is not None:
+            raise problem
+    return cast(T, answer)
 
 
 def barrier() -> None:

@@ -199,12 +199,16 @@ class StepWatch:
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self._engine = engine
         self._scaler = engine.torch_autocast_z0_gradscaler
-        self._scale = self._scaler.get_scale() if self._scaler else 0.0
+        self.look()
         self._norm: Tensor | None = None
         self._clip = engine.gradient_clipping()
         if self._scaler is None and not engine.zero_optimization() and isinstance(engine.optimizer, Optimizer):
             engine._config.gradient_clipping = 0.0  # done here, where its norm is not thrown away
             engine.optimizer.register_step_pre_hook(self._before_step)
+
+    def look(self) -> None:
+        """Note the scale as it stands: call when it was set by anything but a step."""
+        self._scale = self._scaler.get_scale() if self._scaler else 0.0
 
     def applied(self) -> bool:
         """Call once after each optimizer step. All ranks have the same gradients then, and the same answer."""

@@ -19,6 +19,7 @@ from sctd.model.convert import to_hf_config, to_hf_state
 from sctd.train import checkpoint
 from sctd.train.monitor import read_metrics
 
+EXPORT = "export"  # the folder in a run that its end exports to
 CORPUS_COPY = "corpus"  # manifest and tokenizer of the corpus, kept with the run so that it can be exported alone
 _MARK = "made by sctd export"
 
@@ -77,7 +78,7 @@ def export_run(run_dir: Path, out: Path) -> None:
         UserError: no run, no whole checkpoint, or an `out` that holds something else.
     """
     config, out = read_run(run_dir), out.resolve()
-    _require_free(out)
+    require_free(out)
     path = checkpoint.newest_whole(run_dir)
     if path is None:
         raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
@@ -116,13 +117,17 @@ def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]
     return lines
 
 
-def _require_free(out: Path) -> None:
-    """An export may replace an earlier export, nothing else."""
+def require_free(out: Path) -> None:
+    """An export may replace an earlier export, nothing else.
+
+    Raises:
+        UserError: something else is there.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     card = out / "README.md"
     if not (card.is_file() and _MARK in card.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(f"--out {out} holds something that is no export of a run: choose another folder")
+        raise UserError(f"{out} holds something that is no export of a run: choose another folder")
 
 
 def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) -> str:

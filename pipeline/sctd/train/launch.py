@@ -1,5 +1,6 @@
 """Who am I among how many, for every way of being started: one function, one answer."""
 
+import re
 import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 
 from sctd.errors import UserError
 
+_LAST_PORT = 65535
 _DERIVED_PORTS = 20000  # and as many above it: below the range that systems give out by themselves
 
 
@@ -44,6 +46,23 @@ def discover(env: Mapping[str, str]) -> Launch:
     Raises:
         UserError: a launcher that says half of what is needed, or whose package is missing.
     """
+    launch = _discover(env)
+    if not 0 <= launch.rank < launch.size:
+        raise UserError(f"the launcher says rank {launch.rank} of {launch.size}: ranks count from 0, and end below it")
+    if launch.port > _LAST_PORT:
+        raise UserError(f"MASTER_PORT is {launch.port}: ports end at {_LAST_PORT}")
+    return launch
+
+
+def world_size(env: Mapping[str, str]) -> int:
+    """Of the job that a check is made for, which may be another than the one it runs in; 1 where nobody says."""
+    size = _number(env, "WORLD_SIZE", 1)
+    if size < 1:
+        raise UserError(f"WORLD_SIZE is {size}: it must be at least 1")
+    return size
+
+
+def _discover(env: Mapping[str, str]) -> Launch:
     if "RANK" in env:
         return _from_environment(env)
     if _number(env, "OMPI_COMM_WORLD_SIZE", 1) > 1:
@@ -87,10 +106,13 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
 
 def _tasks_here(env: Mapping[str, str]) -> int:
     """Of `SLURM_STEP_TASKS_PER_NODE`, which counts equal nodes together: `8(x3),4`."""
+    text = env.get("SLURM_STEP_TASKS_PER_NODE", "1")
     counts: list[int] = []
-    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        tasks, _, times = part.rstrip(")").partition("(x")
-        counts += [int(tasks)] * int(times or 1)
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part, re.ASCII)
+        if not found:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is {text!r} in the environment: srun writes it as 8(x3),4")
+        counts += [int(found[1])] * int(found[2] or 1)
     return counts[min(_number(env, "SLURM_NODEID", 0), len(counts) - 1)]
 
 
@@ -125,6 +147,6 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     if name not in env and default is not None:
         return default
     text = env.get(name, "")
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise UserError(f"{name} is {text!r} in the environment: the launcher must set it to a whole number")
     return int(text)

@@ -13,6 +13,8 @@ from typing import IO
 from sctd.errors import UserError
 from sctd.train.distributed import World, from_main
 
+# What file systems say that have no locks.
+_CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _PATIENCE = 10.0  # seconds for a job that is just ending, as the one before a requeued one may be
 
 
@@ -54,7 +56,7 @@ def _lock(run_dir: Path) -> IO[str]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            if error.errno in _CANNOT_LOCK:
                 break  # a file system that cannot lock: better unguarded than not at all
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise

@@ -22,7 +22,7 @@ from sctd.objective.schedule import HybridScheduleHook
 from sctd.train import checkpoint
 from sctd.train.accounting import StepFlops
 from sctd.train.checkpoint import Progress, Saver
-from sctd.train.distributed import World, from_main
+from sctd.train.distributed import World, from_main, together
 from sctd.train.engine import StepWatch
 from sctd.train.guards import Curve, GoBack, Pace, Skips, spread
 from sctd.train.learning_rate import learning_rate
@@ -63,9 +63,10 @@ def train(run: Run, progress: Progress) -> Progress:
     checkpoint and passes over the samples of those steps.
     """
     cfg = run.config.train
-    requests = Requests(run.mailbox, run.run_dir, run.world)
-    saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save)
-    for _ in range(_ROLLBACKS):
+    requests = Requests(run.mailbox, run.run_dir, run.world, cfg.timeout)
+    saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save, cfg.timeout)
+    since, rollbacks = -1, 0  # the checkpoint gone back to last, and how often it was
+    while rollbacks < _ROLLBACKS:
         monitor = Monitor(run.run_dir, run.world, progress.step, cfg.stop_at or cfg.steps)
         run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
         batches = run.stream.iterate(progress.cursor)
@@ -74,10 +75,14 @@ def train(run: Run, progress: Progress) -> Progress:
         except GoBack as wrong:
             saver.wait()
             progress = _go_back(run, wrong, monitor)
+            rollbacks = rollbacks + 1 if progress.step == since else 1
+            since = progress.step
         finally:
             batches.close()
             monitor.close()
-    raise UserError(f"went back {_ROLLBACKS} times for gradients that were not finite: lower optimizer.lr")
+    raise UserError(
+        f"went back {_ROLLBACKS} times to step {since} for gradients that were not finite: lower optimizer.lr"
+    )
 
 
 def _train(
@@ -157,10 +162,15 @@ def _go_back(run: Run, wrong: GoBack, monitor: Monitor) -> Progress:
 
 
 def restore(run: Run, path: Path) -> Progress:
-    """Put a verified checkpoint into the engine and the importance table."""
-    progress, scores = checkpoint.load(run.engine, path)
+    """Put a verified checkpoint into the engine and the importance table.
+
+    Raises:
+        RunError: on all ranks, for what keeps any of them from reading it.
+    """
+    progress, scores = together(run.world, lambda: checkpoint.load(run.engine, path))
     if run.importance is not None and scores is not None:
         run.importance.restore(scores)
+    run.watch.look()
     return progress
 
 

@@ -85,6 +85,7 @@ class Monitor:
             return
         _forget_after(run_dir, first_step)
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._full = False
         self._board = SummaryWriter(str(run_dir), purge_step=first_step + 1)
         # On a terminal a bar shows where the run stands; in a log file the lines below say it.
         self._bar = tqdm(
@@ -109,11 +110,13 @@ class Monitor:
         """Append a record to `metrics.jsonl` and TensorBoard, and print its line."""
         if not self._active:
             return
-        self._file.write(json.dumps(_finite(record)) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(_board_name(name), value, record["step"])
+        with self._or_say_once():
+            self._file.write(json.dumps(_finite(record)) + "\n")
+            self._file.flush()  # what does not fit stays in its buffer until it does
+        with self._or_say_once():
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(_board_name(name), value, record["step"])
         eta = (self._steps - record["step"]) * record["step_seconds"]
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tok/s")
         self.say(_line(record, self._steps, eta))
@@ -123,18 +126,30 @@ class Monitor:
         if not self._active or table is None:
             return
         scores = table.scores_V.cpu()
-        self._board.add_histogram("importance/scores", scores, step)
         order = scores.argsort(stable=True)
         seen = order[scores[order] != INITIAL].tolist()
-        for name, ids in (("highest", seen[::-1][:top]), ("lowest", seen[:top])):
-            rows = "\n".join(f"| `{tokenizer.id_to_token(token)}` | {scores[token]:.3f} |" for token in ids)
-            self._board.add_text(f"importance/{name}", f"| token | score |\n|---|---|\n{rows}", step)
+        with self._or_say_once():
+            self._board.add_histogram("importance/scores", scores, step)
+            for name, ids in (("highest", seen[::-1][:top]), ("lowest", seen[:top])):
+                rows = "\n".join(f"| `{tokenizer.id_to_token(token)}` | {scores[token]:.3f} |" for token in ids)
+                self._board.add_text(f"importance/{name}", f"| token | score |\n|---|---|\n{rows}", step)
 
     def close(self) -> None:
         if self._active:
             self._bar.close()
-            self._file.close()
-            self._board.close()
+            for file in (self._file, self._board):
+                with self._or_say_once():
+                    file.close()
+
+    @contextlib.contextmanager
+    def _or_say_once(self) -> Iterator[None]:
+        """Records that find no room are no reason to end a run; a checkpoint that finds none is."""
+        try:
+            yield
+        except OSError as error:
+            if not self._full:
+                self.say(f"metrics cannot be written ({error}): training goes on without them")
+            self._full = True
 
 
 class Clock:
@@ -196,9 +211,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The records of a run so far, oldest first; the torn last line of a killed run is passed over."""
     path = run_dir / "metrics.jsonl"
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                found.append(record)
     return found
 
 

@@ -2,14 +2,18 @@
 
 SIGTERM and SIGUSR1 set a flag and do nothing else, so that no signal can interrupt a save. Files named STOP and SAVE in
 the folder of the run ask for the same from a shell. At each step boundary the ranks exchange what they were asked for,
-over gloo and one step behind the training, so that neither the device nor the network is waited for.
+over gloo and one step behind the training, so that neither the device nor the network is waited for. Before the first
+step there is nothing to save: until then a signal ends the process, with the same exit code.
 """
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,19 +24,24 @@ from sctd.train.distributed import World
 
 EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
 REQUEST_FILES = ("STOP", "SAVE")
+STOPPED = "stopped"  # what a STOP that was seen is renamed to: who asked for it does not want the job to come back
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a slow network
 
 
 @dataclass
 class Mailbox:
-    """What this process was asked for by a signal."""
+    """What this process was asked for by a signal.
+
+    training: there is somebody to look into it.
+    """
 
     signals: list[str] = field(default_factory=list)
+    training: bool = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While it lasts, SIGTERM and SIGUSR1 are noted and do not end the process."""
+        """While it lasts, SIGTERM and SIGUSR1 are noted; they end the process only where it does not train yet."""
         before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
             yield
@@ -41,7 +50,12 @@ class Mailbox:
                 signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signals.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        self.signals.append(name)
+        if not self.training:
+            print(f"stopped on request ({name}) before the first step: start again", flush=True)
+            sys.stderr.flush()
+            os._exit(EXIT_STOPPED)  # at once: other threads may wait for ranks that never come
 
 
 class Requests:
@@ -49,16 +63,20 @@ class Requests:
 
     Args:
         mailbox: of this process. run_dir: where rank 0 looks for STOP and SAVE.
+        timeout: seconds that a rank waits for the others.
 
     Attributes:
         stop, save: asked for and agreed; whoever does it takes it back.
         failed: a rank has failed at what it does beside the training.
     """
 
-    def __init__(self, mailbox: Mailbox, run_dir: Path, world: World) -> None:
+    def __init__(self, mailbox: Mailbox, run_dir: Path, world: World, timeout: float) -> None:
         self.stop = self.save = self.failed = False
         self._mailbox, self._run_dir, self._world = mailbox, run_dir, world
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        if world.is_main:
+            (run_dir / STOPPED).unlink(missing_ok=True)  # of an earlier job
+        patience = timedelta(seconds=timeout)
+        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._looked = 0.0
 
@@ -98,8 +116,12 @@ class Requests:
         self.stop, self.save, self.failed = self.stop or bool(stop), self.save or bool(save), bool(failed)
 
     def _take(self, name: str) -> bool:
-        """Whether the file is there; it is removed, so that it counts once."""
-        with suppress(FileNotFoundError):
-            (self._run_dir / name).unlink()
+        """Whether the file is there; it is moved away, so that it counts once."""
+        with suppress(OSError):  # a folder on a network may fail for a moment
+            file = self._run_dir / name
+            if name == "STOP":
+                file.replace(self._run_dir / STOPPED)
+            else:
+                file.unlink()
             return True
         return False

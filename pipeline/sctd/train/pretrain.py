@@ -29,7 +29,7 @@ from sctd.train.attempts import attempt
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
-from sctd.train.export import bert_shape, export_run, fill_mask
+from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask
 from sctd.train.launch import discover
 from sctd.train.lock import locked
 from sctd.train.loop import Run, restore, train
@@ -53,6 +53,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
 
     Raises:
         UserError: bad input of any kind, before anything is written.
+        RunError: what the machine did not bear: a full disk, ranks that do not come, data that cannot be read.
     """
     launch = discover(os.environ)
     user_json = read_deepspeed_json(deepspeed_config)
@@ -62,6 +63,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     shape = bert_shape(config, source.manifest)
     run_dir = Path(config.run.dir)
     check_run_dir(run_dir, resume)
+    config, ds_config = resolve(config, user_json, launch.size)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     mailbox = Mailbox()
     with mailbox.listening():
@@ -69,20 +71,19 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
         say = print if world.is_main else _silent
         _check_device(config, world.device.type)
         with locked(run_dir, world), attempt(run_dir, world) as this:
-            config, ds_config = resolve(config, user_json, world.size)
             if resume:
                 check_same_run(config, ds_config, run_dir)
             path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if resume else None
             run = _build(config, ds_config, world, shape, source, mailbox)
             progress = _begin(run, ds_config, path, resume, say)
+            mailbox.training = True
             goal = config.train.stop_at or config.train.steps
             if progress.step >= goal:
                 say(f"{run_dir} is at step {progress.step} already, nothing to train")
             else:
                 _introduce(run, source.manifest, say)
-                this.begin(progress.step, world.size)
-                progress = train(run, progress)
-                this.step = progress.step
+                this.begin(progress, world.size)
+                this.progress = progress = train(run, progress)
                 say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
             barrier()
             dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
@@ -95,6 +96,17 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
                 _finish(run_dir, config, source.manifest, say)
             this.code = 0
             return 0
+
+
+def check(config: Config, deepspeed_config: str | None, world: int) -> tuple[Config, dict[str, Any]]:
+    """The configuration, and the DeepSpeed JSON, as so many ranks would run them.
+
+    Raises:
+        UserError: what `pretrain` would refuse of the recipe, the DeepSpeed JSON and the corpus, where one is given.
+    """
+    if config.data.corpus:
+        bert_shape(config, read_manifest(Path(config.data.corpus)))
+    return resolve(config, read_deepspeed_json(deepspeed_config), world)
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[st
         side = "below" if gap > 0 else "ABOVE"
         entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
         say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}")
-    out = run_dir / "export"
+    out = run_dir / EXPORT
     export_run(run_dir, out)
     say(f"exported  {out}")
     if config.run.examples:

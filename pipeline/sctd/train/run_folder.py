@@ -9,9 +9,9 @@ from typing import Any
 
 from sctd.config import Config, to_yaml
 from sctd.errors import UserError
-from sctd.train.checkpoint import checkpoint_folder, write_atomically
+from sctd.train.checkpoint import checkpoint_folder, checkpoints, write_atomically
 from sctd.train.distributed import World, barrier
-from sctd.train.export import CORPUS_COPY, read_run
+from sctd.train.export import CORPUS_COPY, EXPORT, read_run, require_free
 
 _DEEPSPEED_COPY = "deepspeed.json"  # the merged DeepSpeed configuration
 # Keys that may differ when a run is resumed: they change when and what is reported, not what is computed.
@@ -25,13 +25,15 @@ _FREE_AT_RESUME = {
 
 def check_run_dir(run_dir: Path, resume: bool) -> None:
     """Refuse what cannot be started, or resumed, there: before anything is written."""
-    if (run_dir / "config.yaml").exists() and not resume:
+    begun = (run_dir / "config.yaml").exists() or any(checkpoints(run_dir))
+    if begun and not resume:
         raise UserError(f"run.dir {run_dir} holds a run: pass --resume to continue it, or choose another run.dir")
     standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
         raise UserError(
             f"run.dir {run_dir} cannot be made: {standing} is no folder to write in: choose another run.dir"
         )
+    require_free(run_dir / EXPORT)
     if resume and not run_dir.is_dir():
         raise UserError(f"--resume: {run_dir} does not exist: start the run without --resume")
 
@@ -41,7 +43,10 @@ def check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> 
     if not (run_dir / "config.yaml").exists() and not checkpoint_folder(run_dir).exists():
         return
     new, old = (_flat(dataclasses.asdict(item)) for item in (config, read_run(run_dir)))
-    before = json.loads((run_dir / _DEEPSPEED_COPY).read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads((run_dir / _DEEPSPEED_COPY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"--resume: {run_dir / _DEEPSPEED_COPY} is not readable: restore it from a backup") from None
     for section in ("optimizer", "scheduler"):
         if _plain(ds_config.get(section)) != before.get(section):
             raise UserError(f"--resume: {run_dir} was started with another DeepSpeed '{section}': pass that JSON")
