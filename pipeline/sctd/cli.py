@@ -191,10 +191,10 @@ def _prepare(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     config = load_config(args.recipe, args.overrides)
     if args.print_config:
+        from sctd.train.engine import read_deepspeed_json, resolve
         from sctd.train.launch import world_size
-        from sctd.train.pretrain import check
 
-        config, _ = check(config, args.deepspeed_config, world_size(os.environ))
+        config, _ = resolve(config, read_deepspeed_json(args.deepspeed_config), world_size(os.environ))
         print(to_yaml(config), end="")
         return 0
     from sctd.train.pretrain import pretrain

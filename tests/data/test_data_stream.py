@@ -15,7 +15,7 @@ from sctd.corpus.prepare import load_corpus_tokenizer, prepare
 from sctd.data.masking import Masker
 from sctd.data.order import row_of_sample
 from sctd.data.stream import Batch, Rows, Share, TrainStream, make_batch, valid_batches
-from sctd.errors import UserError
+from sctd.errors import RunError, UserError
 
 SEED, LENGTH = 3, 32
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
@@ -204,7 +204,7 @@ def test_a_batch_that_does_not_come_ends_the_wait(rows: Rows, masker: Masker, mo
     batches = stream.iterate(0)
     next(batches)
     monkeypatch.setattr(stream, "step", lambda _: time.sleep(1.5))
-    with pytest.raises(UserError, match=r"samples \d+ to \d+ of .* did not come within 0.2 s"):
+    with pytest.raises(RunError, match=r"samples \d+ to \d+ of .* did not come within 0.2 s"):
         for _ in range(3):  # one may be under way
             next(batches)
 
@@ -216,7 +216,7 @@ def test_a_batch_that_cannot_be_read_says_which(rows: Rows, masker: Masker, monk
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(stream, "step", step)
-    with pytest.raises(UserError, match="samples 0 to 4 of .* cannot be read: .*Input/output error"):
+    with pytest.raises(RunError, match="samples 0 to 4 of .* cannot be read: .*Input/output error"):
         next(stream.iterate(0))
 
 

@@ -74,7 +74,8 @@ class Requests:
         self.stop = self.save = self.failed = False
         self._mailbox, self._run_dir, self._world = mailbox, run_dir, world
         if world.is_main:
-            (run_dir / STOPPED).unlink(missing_ok=True)  # of an earlier job
+            with suppress(OSError):
+                (run_dir / STOPPED).unlink()  # of an earlier job
         patience = timedelta(seconds=timeout)
         self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
