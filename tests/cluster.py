@@ -30,6 +30,7 @@ KillWait=20
 MpiDefault=none
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
+TmpFS={folder}/tmp-%n
 SlurmdPidFile={folder}/%n.pid
 SlurmdLogFile={folder}/%n.log
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -84,7 +85,8 @@ class Slurm:
     def start(self) -> None:
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o600)
-        (self.folder / "state").mkdir()
+        for name in ("state", "tmp-node1", "tmp-node2"):  # PMIx keeps a node's sockets in TmpFS
+            (self.folder / name).mkdir()
         host = socket.gethostname()
         ports = {name: free_port() for name in ("port", "port1", "port2")}
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()

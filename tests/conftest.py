@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sctd.corpus.job import Wanted
 from sctd.corpus.prepare import prepare
 from sctd.corpus.sources import read_documents
 
@@ -37,7 +38,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = itertools.islice(read_documents("embedded"), 60)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     out = folder / "packed"
-    prepare([str(folder / "text.jsonl")], out, 64, None, 512, 0.1, 1, log=lambda _: None)
+    wanted = Wanted((str(folder / "text.jsonl"),), seq_lens=(64,), vocab_size=512, valid_fraction=0.1)
+    prepare(wanted, out, log=lambda _: None)
     return out
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sctd import __version__
+from sctd import __version__, cli_corpus
 from sctd.config import load_config, recipe_names, to_yaml
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     # The deepspeed launcher adds this before the verb; LOCAL_RANK in the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_Parser)
-    _add_prepare(verbs.add_parser("prepare", help="raw text -> tokenizer and packed rows"))
+    cli_corpus.add_verbs(verbs)
     _add_pretrain(verbs.add_parser("pretrain", help="train a recipe"))
     _add_bench(verbs.add_parser("bench", help="time every arm, and the kernels, on this machine"))
     _add_plan(verbs.add_parser("plan", help="memory, time and cost of a recipe on given GPUs, predicted"))
@@ -77,24 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify_resume(verbs.add_parser("verify-resume", help="kill a run, resume it, compare with one left alone"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
     return parser
-
-
-def _add_prepare(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--source",
-        action="append",
-        required=True,
-        metavar="SOURCE",
-        help="file, glob of .txt .jsonl .parquet (plain, .gz, .xz, .zst), hf:NAME[:CONFIG[:SPLIT]] or "
-        "'embedded'; may be repeated",
-    )
-    verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
-    verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
-    verb.add_argument("--vocab-size", type=int, default=30522, help="of a new tokenizer (default %(default)s)")
-    verb.add_argument("--seq-len", type=int, default=512, help="tokens a row (default %(default)s)")
-    verb.add_argument("--valid-fraction", type=float, default=0.01, help="documents held out (default %(default)s)")
-    verb.add_argument("--seed", type=int, default=1, help="of the held-out split (default %(default)s)")
-    verb.set_defaults(call=_prepare)
 
 
 def _add_pretrain(verb: argparse.ArgumentParser) -> None:
@@ -180,12 +162,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
-
-
-def _prepare(args: argparse.Namespace) -> None:
-    from sctd.corpus.prepare import prepare
-
-    prepare(args.source, args.out, args.seq_len, args.tokenizer, args.vocab_size, args.valid_fraction, args.seed)
 
 
 def _pretrain(args: argparse.Namespace) -> int:

@@ -8,8 +8,10 @@ import pytest
 
 from sctd.corpus.manifest import (
     FORMAT_VERSION,
+    Ends,
     Manifest,
     Shard,
+    SourceTotals,
     Split,
     file_sha256,
     read_manifest,
@@ -22,14 +24,17 @@ from sctd.errors import UserError
 
 def corpus(folder: Path) -> Manifest:
     shards = []
-    for name in ("train-00000.npy", "valid-00000.npy"):
-        (folder / name).write_bytes(name.encode() * 10)
-        shards.append(Shard(name, 7, file_sha256(folder / name), (folder / name).stat().st_size))
+    for name in ("train-16-00000", "valid-16-00000"):
+        rows, ends = (folder / f"{name}.npy", folder / f"{name}.ends.npy")
+        for path in (rows, ends):
+            path.write_bytes(path.name.encode() * 10)
+        beside = Ends(ends.name, file_sha256(ends), ends.stat().st_size)
+        shards.append(Shard(rows.name, 7, file_sha256(rows), rows.stat().st_size, 0, beside))
     manifest = Manifest(
-        format_version=FORMAT_VERSION, seq_len=16, vocab_size=300, dtype="uint16", tokenizer_hash="ab",
+        format_version=FORMAT_VERSION, seq_lens=(16,), vocab_size=300, dtype="uint16", tokenizer_hash="ab",
         special_ids=SpecialIds(0, 1, 2, 3, 4), unigram_entropy=4.5, max_token_id=299, documents=3, text_bytes=99,
-        tokens=50, sources=("embedded",), settings={"seed": 0, "sources": [{"spec": "embedded"}]},
-        splits={"train": Split(7, (shards[0],)), "valid": Split(7, (shards[1],))}, dropped={"special_rows": 1},
+        tokens=50, sources=(SourceTotals("a", "embedded", 0.5, 3, 99, 50),), settings={"seed": 0, "sources": []},
+        splits={16: {"train": Split(7, (shards[0],)), "valid": Split(7, (shards[1],))}}, dropped={"special_rows": 1},
     )  # fmt: skip
     write_manifest(folder, manifest)
     return manifest
@@ -59,7 +64,7 @@ def change(folder: Path, *keys: Any, value: Any = None) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     manifest = corpus(tmp_path)
     assert read_manifest(tmp_path) == manifest
-    assert {"unigram_entropy", "seq_len", "vocab_size"} <= set(json.loads((tmp_path / "manifest.json").read_text()))
+    assert {"unigram_entropy", "seq_lens", "vocab_size"} <= set(json.loads((tmp_path / "manifest.json").read_text()))
 
 
 def test_missing_folder_and_missing_manifest(tmp_path: Path) -> None:
@@ -75,8 +80,9 @@ def test_damaged_json(tmp_path: Path, raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [("seq_len",), ("special_ids", "mask"), ("splits", "valid"), ("splits", "train", "shards", 0, "sha256"),
-     ("unigram_entropy",), ("settings",)],
+    [("seq_lens",), ("special_ids", "mask"), ("splits", "16"), ("splits", "16", "valid"),
+     ("splits", "16", "train", "shards", 0, "sha256"), ("splits", "16", "train", "shards", 0, "ends", "bytes"),
+     ("sources", 0, "tokens"), ("unigram_entropy",), ("settings",)],
 )  # fmt: skip
 def test_missing_keys_are_named(tmp_path: Path, keys: tuple) -> None:
     change(tmp_path, *keys)
@@ -84,17 +90,30 @@ def test_missing_keys_are_named(tmp_path: Path, keys: tuple) -> None:
 
 
 def test_wrong_types_are_named(tmp_path: Path) -> None:
-    change(tmp_path, "seq_len", value="128")
-    assert "key 'seq_len' is of the wrong type (str)" in error(tmp_path)
-    change(tmp_path, "splits", "train", "shards", value=[3])
+    change(tmp_path, "seq_lens", value="128")
+    assert "key 'seq_lens' is of the wrong type (str)" in error(tmp_path)
+    for lengths in ([], [512, 128], [16, 16], ["16"]):
+        change(tmp_path, "seq_lens", value=lengths)
+        assert "not a list of ascending lengths" in error(tmp_path)
+    change(tmp_path, "splits", "16", "train", "shards", value=[3])
     assert "shard is not a JSON object" in error(tmp_path)
 
 
 def test_inconsistent_rows_and_shards_outside_the_folder(tmp_path: Path) -> None:
-    change(tmp_path, "splits", "train", "rows", value=8)
+    change(tmp_path, "splits", "16", "train", "rows", value=8)
     assert "not the sum" in error(tmp_path)
-    change(tmp_path, "splits", "train", "shards", 0, "file", value="../train-00000.npy")
-    assert "outside" in error(tmp_path)
+    for place in (("file",), ("ends", "file")):
+        change(tmp_path, "splits", "16", "train", "shards", 0, *place, value="../train-16-00000.npy")
+        assert "outside" in error(tmp_path)
+    change(tmp_path, "splits", "16", "train", "shards", 0, "source", value=1)
+    assert "order of the sources" in error(tmp_path)
+
+
+def test_a_length_that_was_not_packed_is_told(tmp_path: Path) -> None:
+    manifest = corpus(tmp_path)
+    assert manifest.split(16, "train").rows == 7 and manifest.seq_len == 16
+    with pytest.raises(UserError, match="rows of 32 tokens are not in the corpus, it has 16: .*--seq-len 32"):
+        manifest.split(32, "train")
 
 
 def test_unknown_version(tmp_path: Path) -> None:
@@ -104,17 +123,25 @@ def test_unknown_version(tmp_path: Path) -> None:
 
 def test_altered_shards_are_named(tmp_path: Path) -> None:
     manifest = corpus(tmp_path)
-    verify_shards(tmp_path, manifest, full=True)
-    shard = tmp_path / "valid-00000.npy"
+    verify_shards(tmp_path, manifest, part=(0, 1))
+    shard = tmp_path / "valid-16-00000.npy"
     raw = bytearray(shard.read_bytes())
     raw[5] ^= 1
     shard.write_bytes(raw)
-    verify_shards(tmp_path, manifest, full=False)  # the size alone does not tell
-    with pytest.raises(UserError, match=r"valid-00000.npy.*sha256"):
-        verify_shards(tmp_path, manifest, full=True)
+    verify_shards(tmp_path, manifest)  # the size alone does not tell
+    found = []
+    for rank in range(3):  # each file is hashed by one of three ranks
+        try:
+            verify_shards(tmp_path, manifest, part=(rank, 3))
+        except UserError as error:
+            found.append(str(error))
+    assert len(found) == 1 and "valid-16-00000.npy: shard was altered (its sha256 differs)" in found[0]
     shard.write_bytes(raw[:-1])
-    with pytest.raises(UserError, match=r"valid-00000.npy.*bytes"):
-        verify_shards(tmp_path, manifest, full=False)
+    with pytest.raises(UserError, match=r"valid-16-00000.npy.*bytes"):
+        verify_shards(tmp_path, manifest)
     shard.unlink()
-    with pytest.raises(UserError, match=r"valid-00000.npy.*missing"):
-        verify_shards(tmp_path, manifest, full=False)
+    with pytest.raises(UserError, match=r"valid-16-00000.npy.*missing"):
+        verify_shards(tmp_path, manifest)
+    (tmp_path / "train-16-00000.ends.npy").unlink()
+    with pytest.raises(UserError, match=r"train-16-00000.ends.npy.*missing"):
+        verify_shards(tmp_path, manifest)

@@ -1,37 +1,44 @@
-"""prepare: what it writes, that it repeats, that it leaves nothing half-written, and every refusal."""
+"""prepare: what it writes, that it repeats, that it continues, that `out` is whole or not there, and every refusal."""
 
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sctd.corpus.clean import Cleaning
 
+from sctd.corpus import binning, encode, job, shards
 from sctd.corpus import prepare as module
-from sctd.corpus import shards
+from sctd.corpus.encode import document_hash, falls_to_valid
+from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
-from sctd.corpus.prepare import is_valid, load_corpus_tokenizer, prepare, unigram_entropy
-from sctd.corpus.tokenizer import SpecialIds, tokenizer_hash
+from sctd.corpus.pack import Packer
+from sctd.corpus.prepare import load_corpus_tokenizer, prepare
+from sctd.corpus.publish import unigram_entropy
+from sctd.corpus.tokenizer import SpecialIds, corpus_encoder, encode_documents, tokenizer_hash
 from sctd.errors import UserError
+from texts import assert_same_corpus, documents, write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     """A small .jsonl of 200 distinct documents of 30 words."""
-    rng = np.random.default_rng(0)
-    texts = [f"Document {i}: " + " ".join(rng.choice(WORDS, 30)) for i in range(200)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(tmp_path / "data.jsonl")
+    return write(tmp_path / "data.jsonl", documents(200))
 
 
-def run(source: str, out: Path, **changes: Any) -> Manifest:
-    arguments = {"seq_len": 16, "tokenizer": None, "vocab_size": 300, "valid_fraction": 0.1, "seed": 1, **changes}
-    return prepare([source], out, log=lambda line: None, **arguments)
+def settings(*sources: str, **changes: Any) -> Wanted:
+    return Wanted(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
+
+
+def run(source: str | Sequence[str], out: Path, **changes: Any) -> Manifest:
+    sources = [source] if isinstance(source, str) else source
+    return prepare(settings(*sources, **changes), out, log=lambda line: None)
 
 
 def error(source: str, out: Path, **changes: Any) -> str:
@@ -43,8 +50,12 @@ def error(source: str, out: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
-def rows_of(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
-    return np.concatenate([np.load(folder / s.file, mmap_mode="r") for s in manifest.splits[split].shards])
+def rows_of(folder: Path, manifest: Manifest, split: str, length: int = 16, source: int | None = None) -> np.ndarray:
+    found = [s for s in manifest.split(length, split).shards if source in (None, s.source)]
+    return np.concatenate([np.load(folder / shard.file) for shard in found])
+
+
+# ---- what it writes
 
 
 def test_corpus_is_complete(tmp_path: Path, source: str) -> None:
@@ -52,69 +63,91 @@ def test_corpus_is_complete(tmp_path: Path, source: str) -> None:
     manifest = run(source, out)
     assert read_manifest(out) == manifest
     assert [path.name for path in out.parent.iterdir()] == ["corpus"]
-    names = {"manifest.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
-    assert {p.name for p in out.iterdir()} == names | {"train-00000.npy", "valid-00000.npy"}
-    verify_shards(out, manifest, full=True)
+    names = {"manifest.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "report.json", "report.html"}
+    shard_names = {f"{split}-16-00000{ending}" for split in ("train", "valid") for ending in (".npy", ".ends.npy")}
+    assert {p.name for p in out.iterdir()} == names | shard_names
+    verify_shards(out, manifest, part=(0, 1))
     train, valid = rows_of(out, manifest, "train"), rows_of(out, manifest, "valid")
-    assert train.dtype == np.uint16 and train.shape == (manifest.splits["train"].rows, 16)
-    assert len(valid) == manifest.splits["valid"].rows > 0
-    assert manifest.documents == 200 and manifest.dropped["empty_documents"] == 0
-    assert max(train.max(), valid.max()) == manifest.max_token_id < manifest.vocab_size <= 300
-    ids, counts = np.unique(train[train > 4], return_counts=True)
-    assert manifest.unigram_entropy == pytest.approx(
-        -sum(c / counts.sum() * math.log(c / counts.sum()) for c in counts)
-    )
-    assert len(ids) > 10
+    assert train.dtype == np.uint16 and train.shape == (manifest.split(16, "train").rows, 16)
+    assert len(valid) == manifest.split(16, "valid").rows > 0
+    assert manifest.documents == 200 and set(manifest.dropped.values()) - {0} == {manifest.dropped["unfinished_tokens"]}
+    assert max(train.max(), valid.max()) <= manifest.max_token_id < manifest.vocab_size <= 320
 
 
-def test_rows_read_back_as_the_documents(tmp_path: Path, source: str) -> None:
-    manifest = run(source, tmp_path / "out", seed=3)
-    tokenizer = load_corpus_tokenizer(tmp_path / "out", manifest)
-    texts = [json.loads(line)["text"] for line in Path(source).read_text().splitlines()]
+def test_rows_are_the_documents_in_the_order_of_their_hashes(tmp_path: Path, source: str) -> None:
+    """A slow preparation of the same documents, all in one list."""
+    out = tmp_path / "out"
+    manifest = run(source, out, seed=3, seq_lens=(16, 48))
+    encoder = corpus_encoder(load_corpus_tokenizer(out, manifest))
+    texts = documents(200)
+    hashes = {text: document_hash(text, 3) for text in texts}
+    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
     for split in ("train", "valid"):
-        expected = " ".join(text.lower() for text in texts if is_valid(text, 3, 0.1) == (split == "valid"))
-        rows = rows_of(tmp_path / "out", manifest, split)
-        decoded = tokenizer.decode(rows[rows > 4].tolist())
-        assert decoded and expected.replace(" ", "").startswith(decoded.replace(" ", ""))
+        mine = [text for text in texts if falls_to_valid(hashes[text][2], 0.1) == (split == "valid")]
+        ids = encode_documents(encoder, sorted(mine, key=lambda text: hashes[text]))
+        for length in (16, 48):
+            expected, ends = Packer(length, manifest.special_ids).add(ids)
+            assert np.array_equal(rows_of(out, manifest, split, length), expected)
+            (shard,) = manifest.split(length, split).shards
+            assert np.array_equal(np.load(out / shard.ends.file), ends)
+        if split == "train":
+            counts += np.bincount(np.concatenate(ids), minlength=len(counts))
+    assert manifest.tokens == sum(len(ids) for ids in encode_documents(encoder, texts))
+    assert manifest.text_bytes == sum(len(text.encode()) for text in texts)
+    share = counts[counts > 0] / counts.sum()
+    assert manifest.unigram_entropy == pytest.approx(-(share * np.log(share)).sum())
+
+
+def test_documents_are_shuffled_by_seed(tmp_path: Path, source: str) -> None:
+    first, second = run(source, tmp_path / "a", seed=1), run(source, tmp_path / "b", seed=2)
+    a, b = rows_of(tmp_path / "a", first, "train"), rows_of(tmp_path / "b", second, "train")
+    assert first.tokens == second.tokens and (a[:50] != b[:50]).any(axis=1).mean() > 0.9
 
 
 def test_two_runs_give_the_same_bytes(tmp_path: Path, source: str) -> None:
-    first, second = run(source, tmp_path / "a"), run(source, tmp_path / "b")
-    assert first == second
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert run(source, tmp_path / "a") == run(source, tmp_path / "b")
+    assert_same_corpus(tmp_path / "a", tmp_path / "b")
 
 
-def test_split_follows_seed_and_text_only() -> None:
-    texts = [f"text {i}" for i in range(4000)]
-    share = sum(is_valid(text, 0, 0.25) for text in texts) / len(texts)
-    assert 0.22 < share < 0.28
-    assert [is_valid(text, 0, 0.25) for text in texts] != [is_valid(text, 1, 0.25) for text in texts]
-    assert all(is_valid(text, 0, 0.5) for text in texts if is_valid(text, 0, 0.25))
+def test_the_cut_into_pieces_does_not_change_the_rows(tmp_path: Path, source: str) -> None:
+    whole, cut = run(source, tmp_path / "whole"), run(source, tmp_path / "cut", shard_plan=3000)
+    assert len(rows_of(tmp_path / "cut", cut, "train")) and cut.splits == whole.splits
+    facts = json.loads((tmp_path / "cut" / "report.json").read_text())
+    assert sum(rank["pieces"] for rank in facts["ranks"]) > 5
 
 
-def test_order_of_documents_does_not_change_the_split(tmp_path: Path, source: str) -> None:
-    lines = Path(source).read_text().splitlines(keepends=True)
-    (tmp_path / "turned.jsonl").write_text("".join(reversed(lines)))
-    a, b = run(source, tmp_path / "a"), run(str(tmp_path / "turned.jsonl"), tmp_path / "b")
-    assert a.tokenizer_hash == b.tokenizer_hash
-    assert abs(a.splits["valid"].rows - b.splits["valid"].rows) <= 1
+def test_batches_and_runs_do_not_change_the_rows(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(source, tmp_path / "whole")
+    monkeypatch.setattr(encode, "BATCH_CHARS", 500)
+    monkeypatch.setattr(encode, "RUN_BYTES", 700)
+    assert run(source, tmp_path / "cut") == whole
+
+
+def test_many_bins_hold_the_same_documents(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(source, tmp_path / "whole")
+    monkeypatch.setattr(job, "BIN_BYTES", 3000)
+    cut = run(source, tmp_path / "cut", shard_plan=5000)
+    assert len(cut.split(16, "train").shards) > 10
+    assert (cut.documents, cut.tokens, cut.unigram_entropy) == (whole.documents, whole.tokens, whole.unigram_entropy)
+    for split in ("train", "valid"):
+        few, many = rows_of(tmp_path / "whole", whole, split), rows_of(tmp_path / "cut", cut, split)
+        assert abs(len(few) - len(many)) <= 1, "a rest of a row is left at the end, not in every bin"
+        lost = np.bincount(few[few > 4], minlength=320) - np.bincount(many[many > 4], minlength=320)
+        assert np.abs(lost).sum() < 32
 
 
 def test_shards_are_cut_at_the_size_limit(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(source, tmp_path / "whole")
     monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 100 * 16 * 2)
     cut = run(source, tmp_path / "cut")
-    sizes = [shard.rows for shard in cut.splits["train"].shards]
+    sizes = [shard.rows for shard in cut.split(16, "train").shards]
     assert len(sizes) > 2 and set(sizes[:-1]) == {100} and 0 < sizes[-1] <= 100
-    assert cut.splits["train"].shards[1].file == "train-00001.npy"
+    assert cut.split(16, "train").shards[1].file == "train-16-00001.npy"
     assert (rows_of(tmp_path / "whole", whole, "train") == rows_of(tmp_path / "cut", cut, "train")).all()
-
-
-def test_batch_size_does_not_change_the_rows(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(source, tmp_path / "whole")
-    monkeypatch.setattr(module, "BATCH_CHARS", 500)
-    assert run(source, tmp_path / "cut") == whole
+    ends = []
+    for number, shard in enumerate(cut.split(16, "train").shards):
+        ends += (np.load(tmp_path / "cut" / shard.ends.file) + number * 1600).tolist()
+    assert ends == np.load(tmp_path / "whole" / whole.split(16, "train").shards[0].ends.file).tolist()
 
 
 def test_large_vocabulary_needs_uint32() -> None:
@@ -126,10 +159,87 @@ def test_entropy_of_known_counts() -> None:
     assert unigram_entropy(counts, SpecialIds(0, 1, 2, 3, 4)) == pytest.approx(math.log(2))
 
 
+# ---- sources, limits, duplicates
+
+
+def test_sources_keep_apart(tmp_path: Path, source: str) -> None:
+    other = write(tmp_path / "other.jsonl", documents(80, seed=1))
+    out = tmp_path / "out"
+    manifest = run([f"books={source}", f"wiki={other}"], out, weights=("wiki=0.7",))
+    assert [(s.name, s.weight, s.documents) for s in manifest.sources] == [("books", None, 200), ("wiki", 0.7, 80)]
+    tokenizer = load_corpus_tokenizer(out, manifest)
+    for number, mark in ((0, "document 0"), (1, "document 1")):
+        rows = rows_of(out, manifest, "train", source=number)
+        text = tokenizer.decode(rows[rows > 4].tolist())
+        assert text.count(mark) > 50 and f"document {1 - number} " not in text
+    assert sum(s.tokens for s in manifest.sources) == manifest.tokens
+
+
+def test_copies_are_left_out_wherever_they_are(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "BIN_BYTES", 3000)
+    alone = run(f"a={source}", tmp_path / "alone")
+    again = write(tmp_path / "again.jsonl", [*documents(200)[::-1], *documents(10, seed=5), *documents(10, seed=5)])
+    manifest = run([f"a={source}", f"b={again}"], tmp_path / "out", shard_plan=2000)
+    assert manifest.dropped["exact_duplicates"] == 210
+    assert [s.documents for s in manifest.sources] == [200, 10], "the first source keeps them"
+    assert manifest.sources[0].text_bytes == alone.text_bytes
+
+
+def test_near_duplicates_are_left_out_if_asked(tmp_path: Path) -> None:
+    pytest.importorskip("datasketch", reason="the extra `near` is not installed")
+    texts = documents(60)
+    source = write(tmp_path / "data.jsonl", [*texts, *(f"{text} more" for text in texts[:20])])
+    assert run(source, tmp_path / "plain").documents == 80
+    manifest = run(source, tmp_path / "near", near_duplicates=0.8, shard_plan=3000)
+    assert manifest.dropped["near_duplicates"] == 20 and manifest.documents == 60
+
+
+@pytest.mark.parametrize("plan", [2000, 10**6])
+def test_limits_take_the_first_documents(tmp_path: Path, source: str, plan: int) -> None:
+    for limit, expected in (("1", 1), ("50", 50), ("999", 200)):
+        changes = {"max_documents": (limit,), "shard_plan": plan, "valid_fraction": 0.3}
+        if limit == "1":
+            with pytest.raises(UserError, match="1 documents"):
+                run(source, tmp_path / "one", **changes)
+            continue
+        manifest = run(source, tmp_path / limit, **changes)
+        assert manifest.documents == expected
+        first = documents(200)[:expected]
+        assert manifest.text_bytes == sum(len(text) for text in first)
+
+
+@pytest.mark.parametrize("plan", [2000, 10**6])
+def test_token_budgets_hold(tmp_path: Path, source: str, plan: int) -> None:
+    whole = run(source, tmp_path / "whole")
+    other = write(tmp_path / "other.jsonl", documents(80, seed=1))
+    manifest = run(
+        [f"a={source}", f"b={other}"], tmp_path / "out", max_tokens=("b=500", "2000"), shard_plan=plan,
+        tokenizer=str(tmp_path / "whole"),
+    )  # fmt: skip
+    longest = 2 * whole.tokens / whole.documents
+    assert 2000 - longest < manifest.sources[0].tokens <= 2000 and 500 - longest < manifest.sources[1].tokens <= 500
+
+
+def test_floors_and_faults_are_counted(tmp_path: Path, source: str) -> None:
+    with Path(source).open("a") as stream:
+        stream.write('{"text": "short"}\n{"text": "?!?!?! ...... !!!!!! ------ ??????"}\n{broken\n')
+        stream.write(json.dumps({"text": "Cafe\u0301 with a bell \u0007 and enough words to stay"}) + "\n")
+    manifest = run(source, tmp_path / "out", cleaning=Cleaning(10, 0.5), on_error="skip")
+    facts = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert manifest.documents == 201
+    assert {key: facts["left_out"][key]["documents"] for key in ("too_short", "symbols", "faults")} == {
+        "too_short": 1, "symbols": 1, "faults": 1,
+    }  # fmt: skip
+    assert facts["cleaned"] == {"nfc": 1, "control": 1} and "line 203" in facts["fault_examples"][0]
+
+
+# ---- again, and after an interruption
+
+
 def test_progress_is_told(tmp_path: Path, source: str) -> None:
     lines: list[str] = []
-    prepare([source], tmp_path / "out", 16, None, 300, 0.1, 1, log=lines.append)
-    assert any("200 documents" in line and "MB/s" in line and "train" in line for line in lines)
+    prepare(settings(source), tmp_path / "out", log=lines.append)
+    assert any("200 documents" in line and "MB/s" in line and "data.jsonl" in line for line in lines)
     assert "unigram entropy" in lines[-1]
 
 
@@ -138,7 +248,7 @@ def test_again_with_the_same_settings_does_nothing(tmp_path: Path, source: str) 
     first = run(source, out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     lines: list[str] = []
-    assert prepare([source], out, 16, None, 300, 0.1, 1, log=lines.append) == first
+    assert prepare(settings(source), out, log=lines.append) == first
     assert len(lines) == 1 and "already prepared" in lines[0]
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
@@ -146,9 +256,10 @@ def test_again_with_the_same_settings_does_nothing(tmp_path: Path, source: str) 
 def test_again_with_other_settings_or_files_is_refused(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out"
     run(source, out)
-    assert "(seq_len;" in error(source, out, seq_len=32)
+    assert "(seq_lens;" in error(source, out, seq_lens=(32,))
     assert "(valid_fraction, seed;" in error(source, out, seed=9, valid_fraction=0.2)
-    assert "(tokenizer, vocab_size;" in error(source, out, tokenizer=str(out))
+    assert "tokenizer" in error(source, out, tokenizer=str(out))
+    assert "(near_duplicates;" in error(source, out, near_duplicates=0.9)
     Path(source).write_text(Path(source).read_text() + '{"text": "more"}\n')
     assert "(sources;" in error(source, out)
 
@@ -159,14 +270,105 @@ def test_again_with_an_altered_tokenizer_file_is_refused(tmp_path: Path, source:
     vocabulary.write_text((tmp_path / "first" / "vocab.txt").read_text())
     run(source, tmp_path / "out", tokenizer=str(vocabulary))
     vocabulary.write_text(vocabulary.read_text() + "more\n")
-    assert "(tokenizer;" in error(source, tmp_path / "out", tokenizer=str(vocabulary))
+    assert "(tokenizer_hash;" in error(source, tmp_path / "out", tokenizer=str(vocabulary))
 
 
 def test_again_over_a_damaged_corpus_is_told(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out"
     run(source, out)
-    (out / "train-00000.npy").write_bytes(b"")
-    assert "train-00000.npy" in error(source, out)
+    (out / "train-16-00000.npy").write_bytes(b"")
+    assert "train-16-00000.npy" in error(source, out)
+
+
+class Power(Exception):
+    """The end of the machine, at any place."""
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_what_was_finished_is_not_repeated(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Ended before its n-th write of a finished part, twice; then run to the end."""
+    changes = {"shard_plan": 6000, "seq_lens": (16, 32)}
+    monkeypatch.setattr(job, "BIN_BYTES", 8000)
+    whole = run(source, tmp_path / "whole", **changes)
+    done: list[str] = []
+
+    def failing(original: Any, allowed: int) -> Any:
+        def write(path: Path, content: Any) -> None:
+            if path.parent.name in ("pieces", "bins"):
+                if len(done) >= allowed:
+                    raise Power
+                done.append(path.name)
+            original(path, content)
+
+        return write
+
+    for allowed in (at, at + 1, 10**9):
+        for place in (encode, binning):
+            monkeypatch.setattr(place, "write_json", failing(job.write_json, allowed))
+        if allowed < 10**9:
+            with pytest.raises(Power):
+                run(source, tmp_path / "out", **changes)
+            assert not (tmp_path / "out").exists()
+    run(source, tmp_path / "out", **changes)
+    assert len(done) == len(set(done)) > 12, "something was done twice"
+    assert_same_corpus(tmp_path / "whole", tmp_path / "out")
+    assert not (tmp_path / ".out.work").exists() and read_manifest(tmp_path / "out") == whole
+
+
+def test_an_end_while_files_get_their_names_is_continued(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, tmp_path / "whole")
+    from sctd.corpus import publish
+
+    monkeypatch.setattr(publish, "write_manifest", lambda *_: (_ for _ in ()).throw(Power()))
+    with pytest.raises(Power):
+        run(source, tmp_path / "out")
+    monkeypatch.undo()
+    run(source, tmp_path / "out")
+    assert_same_corpus(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_mended_file_costs_its_own_pieces_only(tmp_path: Path, source: str) -> None:
+    run(source, tmp_path / "first")
+    second = tmp_path / "second.jsonl"
+    write(second, [*documents(50, seed=2)])
+    second.write_text(second.read_text() + "{broken\n")
+    changes = {"tokenizer": str(tmp_path / "first"), "shard_plan": 4000}
+    with pytest.raises(UserError, match="line 51"):
+        run([source, str(second)], tmp_path / "out", **changes)
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.work" / "pieces").glob("*.json")}
+    assert len(finished) > 3
+    write(second, documents(51, seed=2))
+    lines: list[str] = []
+    out = prepare(settings(source, str(second), **changes), tmp_path / "out", log=lines.append)
+    kept = [line for line in lines if line.startswith("continuing")]
+    assert len(kept) == 1 and out.documents == 251
+    mended = run([source, str(second)], tmp_path / "anew", **changes)
+    assert mended.tokens == out.tokens
+    assert_same_corpus(tmp_path / "out", tmp_path / "anew")
+
+
+def test_unfinished_work_of_other_settings_is_not_lost(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binning, "write_json", lambda *_: (_ for _ in ()).throw(Power()))
+    with pytest.raises(Power):
+        run(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert "unfinished corpus with other settings (seed)" in error(source, tmp_path / "out", seed=2)
+    assert run(source, tmp_path / "out").documents == 200
+
+
+def test_two_at_once_are_refused(tmp_path: Path, source: str) -> None:
+    with job.locked(tmp_path / ".out.work"):
+        assert f"process {os.getpid()}" in error(source, tmp_path / "out")
+    assert run(source, tmp_path / "out").documents == 200
+
+
+# ---- refusals
 
 
 def test_out_that_holds_something_else_is_refused(tmp_path: Path, source: str) -> None:
@@ -185,16 +387,44 @@ def test_out_may_be_an_empty_folder_or_a_link_to_one(tmp_path: Path, source: str
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "manifest.json").is_file()
 
 
-def test_bad_arguments(tmp_path: Path, source: str) -> None:
-    out = tmp_path / "out"
-    assert "seq_len 4 is too short" in error(source, out, seq_len=4)
-    for fraction in (0.0, 1.0, -1.0, float("nan")):
-        assert "valid_fraction" in error(source, out, valid_fraction=fraction)
-    assert "too small" in error(source, out, vocab_size=10)
-    assert "no such tokenizer" in error(source, out, tokenizer="missing.json")
-    assert "no file matches" in error(str(tmp_path / "none*.txt"), out)
-    with pytest.raises(UserError, match="no source"):
-        prepare([], out, 16, None, 300, 0.1, 1)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seq_lens": (4,)}, "seq_len 4 is too short"),
+        ({"seq_lens": ()}, "no row length"),
+        ({"seq_lens": (32, 32)}, "each length once"),
+        ({"valid_fraction": 0.0}, "valid_fraction"),
+        ({"valid_fraction": float("nan")}, "valid_fraction"),
+        ({"vocab_size": 10}, "too small"),
+        ({"tokenizer": "missing.json"}, "no such tokenizer"),
+        ({"weights": ("0.5",)}, "NAME=SHARE"),
+        ({"weights": ("nobody=0.5",)}, "no source is called 'nobody'; there is data"),
+        ({"weights": ("data=1.5",)}, "at most 1"),
+        ({"weights": ("data=much",)}, "'much' is not a number"),
+        ({"max_tokens": ("0",)}, "at least 1"),
+        ({"max_documents": ("1.5",)}, "not a whole number"),
+        ({"shard_plan": 10}, "--shard-plan"),
+        ({"near_duplicates": 1.5}, "near"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, source: str, changes: dict[str, Any], said: str) -> None:
+    assert said in error(source, tmp_path / "out", **changes)
+
+
+def test_weights_must_leave_something(tmp_path: Path, source: str) -> None:
+    with pytest.raises(UserError, match="leaves nothing for b"):
+        run([f"a={source}", f"b={source}"], tmp_path / "out", weights=("a=1",))
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MB", 64 * 10**6), ("1.5GB", 1_500_000_000), ("10", 10), ("2k", 2000)])
+def test_sizes(text: str, size: int) -> None:
+    assert job.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "ten", "1..2MB", "-1MB"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(UserError, match="64MB"):
+        job.parse_bytes(text)
 
 
 def test_empty_corpora_say_what_to_change(tmp_path: Path, source: str) -> None:
@@ -202,33 +432,37 @@ def test_empty_corpora_say_what_to_change(tmp_path: Path, source: str) -> None:
     (tmp_path / "short.txt").write_text("just five words of text")
     out = tmp_path / "out"
     assert "no documents" in error(str(tmp_path / "empty.txt"), out)
-    assert "lower --seq-len" in error(str(tmp_path / "short.txt"), out, seq_len=64)
+    assert "lower --seq-len" in error(str(tmp_path / "short.txt"), out, seq_lens=(64,))
     assert "raise --valid-fraction" in error(source, out, valid_fraction=1e-9)
 
 
-def test_nothing_stays_when_a_source_breaks_late(tmp_path: Path, source: str) -> None:
+def test_nothing_stays_when_a_source_breaks(tmp_path: Path, source: str) -> None:
     run(source, tmp_path / "first")
     with Path(source).open("ab") as stream:
         stream.write(b"{broken\n")
     assert "line 201" in error(source, tmp_path / "out", tokenizer=str(tmp_path / "first"))
 
 
-def test_nothing_stays_when_the_disk_is_full(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+def test_no_room_is_told_before_the_start(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Path(source).stat().st_size
+    free = os.statvfs_result((4096, 4096, 0, 0, 1, 0, 0, 0, 0, 255))
+    assert size > 4096
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free.f_bfree * 4096})())
+    assert "GB are free" in error(source, tmp_path / "out")
 
-    monkeypatch.setattr(np.lib.format, "write_array", full)
-    assert "No space left on device" in error(source, tmp_path / "out")
+
+def test_a_full_disk_is_one_line(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real file system that fills up while the corpus is written."""
+    monkeypatch.setattr(module, "_check_room", lambda *_: None)
+    source = write(tmp_path / "data.jsonl", documents(20_000))
+    with pytest.raises(UserError, match="No space left on device"):
+        run(source, small_disk / "out", shard_plan=200_000, tokenizer=str(vocabulary(tmp_path)))
+    assert not (small_disk / "out").exists()
 
 
-def test_nothing_stays_when_interrupted(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "write_manifest", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "out")
-    assert os.listdir(tmp_path) == ["data.jsonl"]
+def vocabulary(folder: Path) -> Path:
+    run(write(folder / "few.jsonl", documents(100)), folder / "few")
+    return folder / "few"
 
 
 def test_altered_tokenizer_is_told(tmp_path: Path, source: str) -> None:
@@ -252,11 +486,11 @@ def test_wikipedia_with_the_bert_vocabulary(tmp_path: Path) -> None:
     wiki = str(SHARED / "corpus" / "wiki-valid.jsonl.xz")
     vocabulary = str(SHARED / "vocab" / "bert-base-uncased-vocab.txt")
     out = tmp_path / "out"
-    manifest = run(wiki, out, seq_len=128, tokenizer=vocabulary, valid_fraction=0.05)
+    manifest = run(wiki, out, seq_lens=(128,), tokenizer=vocabulary, valid_fraction=0.05)
     assert manifest.documents == 619 and manifest.vocab_size == 30522 and manifest.dropped["special_rows"] == 0
     assert 6.5 < manifest.unigram_entropy < 8.0
-    rows = np.concatenate([rows_of(out, manifest, split) for split in ("train", "valid")])
+    rows = np.concatenate([rows_of(out, manifest, split, 128) for split in ("train", "valid")])
     assert not (rows == 0).any() and (rows[:, 0] == 101).all() and (rows[:, -1] == 102).all()
     loaded = AutoTokenizer.from_pretrained(out)
     text = loaded.decode(rows[0], skip_special_tokens=True)
-    assert loaded(text)["input_ids"] == rows[0].tolist() and loaded.model_max_length == 128
+    assert loaded(text)["input_ids"][:3] == rows[0].tolist()[:3] and loaded.model_max_length == 128

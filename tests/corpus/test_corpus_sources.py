@@ -4,14 +4,27 @@ import gzip
 import itertools
 import json
 import lzma
+import random
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sctd.corpus import sources
-from sctd.corpus.sources import fingerprint, read_all, read_documents, source_files
+from sctd.corpus import embedded, readers, tables
+from sctd.corpus.pieces import Form, Piece
+from sctd.corpus.sources import (
+    Faults,
+    Source,
+    fingerprint,
+    parse_sources,
+    plan_pieces,
+    read_documents,
+    read_piece,
+    source_files,
+)
 from sctd.errors import UserError
 
 TEXTS = ["First document,\nwith two lines.", "Zweites: größer, 日本語.", "third"]
@@ -25,7 +38,7 @@ def compress(ending: str, raw: bytes) -> bytes:
 
 
 def write(path: Path, raw: bytes) -> str:
-    path.write_bytes(compress(path.suffix if path.suffix in sources.KNOWN_COMPRESSIONS else "", raw))
+    path.write_bytes(compress(path.suffix if path.suffix in readers.COMPRESSIONS else "", raw))
     return str(path)
 
 
@@ -54,13 +67,13 @@ def test_text_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_text_file_without_blank_lines_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_TEXT_FILE_DOCUMENT", 10)
+    monkeypatch.setattr(readers, "MAX_TEXT_FILE_DOCUMENT", 10)
     path = write(tmp_path / "a.txt", b"aaaaaa\nbbbbbb\ncccccc\n")
     assert list(read_documents(path)) == ["aaaaaa\nbbbbbb", "cccccc"]
 
 
 def test_parquet_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PARQUET_BATCH_ROWS", 2)
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 2)
     table = pyarrow.table({"n": [1, 2, 3, 4], "text": [*TEXTS, " "]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert list(read_documents(str(tmp_path / "a.parquet"))) == TEXTS
@@ -71,7 +84,6 @@ def test_glob_is_sorted_and_takes_brackets_in_names_literally(tmp_path: Path) ->
         write(tmp_path / f"{name}.txt", name.encode())
     assert list(read_documents(str(tmp_path / "*.txt"))) == ["a", "b", "c[1]"]
     assert list(read_documents(str(tmp_path / "c[1].txt"))) == ["c[1]"]
-    assert list(read_all([str(tmp_path / "b.txt"), str(tmp_path / "a.txt")])) == ["b", "a"]
 
 
 def test_blank_documents_are_left_out(tmp_path: Path) -> None:
@@ -111,7 +123,7 @@ def test_embedded_is_english_prose_in_a_fixed_order() -> None:
     assert documents[:150] == list(itertools.islice(read_documents("embedded"), 150))
     assert len(set(documents)) == len(documents) > 500
     assert 1.8e6 < sum(len(text.encode()) for text in documents) < 2.4e6
-    assert min(len(text.split()) for text in documents) >= sources.MIN_EMBEDDED_WORDS
+    assert min(len(text.split()) for text in documents) >= embedded.MIN_EMBEDDED_WORDS
     assert any("keep it sorted assuming a is sorted" in text for text in documents)
 
 
@@ -124,7 +136,7 @@ def test_embedded_docstrings_in_source_order(tmp_path: Path) -> None:
         '"""one"""\nif 1:\n  class A:\n    """two"""\n    def f(): "three"\n'
         'try: pass\nexcept Exception:\n  def g(): "four"\n'
     )
-    found = {path.name: sources._file_docstrings(path) for path in sources._library_files(tmp_path)}
+    found = {path.name: embedded._file_docstrings(path) for path in embedded._library_files(tmp_path)}
     assert found == {"broken.py": [], "latin.py": [], "ok.py": [["one"], [], ["two", "three"], ["four"]]}
 
 
@@ -134,7 +146,7 @@ def test_no_file_matches_or_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_ending_lists_the_known(tmp_path: Path) -> None:
-    for name in ("a.csv", "a.parquet.gz", "a.gz", "a"):
+    for name in ("a.csv", "a.csv.gz", "a.gz", "a"):
         message = error(write(tmp_path / name, b"x"))
         assert name in message and ".txt, .jsonl, .parquet" in message and ".zst" in message
 
@@ -148,7 +160,7 @@ def test_unknown_ending_is_found_before_anything_is_read(tmp_path: Path) -> None
 
 def test_undecodable_bytes_name_file_and_line(tmp_path: Path) -> None:
     message = error(write(tmp_path / "a.txt", b"fine\n\nbad \xff here\n"))
-    assert "a.txt, line 3" in message and "0xff" in message
+    assert "a.txt, line 3, byte 10: byte 0xff" in message
 
 
 @pytest.mark.parametrize(
@@ -171,10 +183,12 @@ def test_broken_json_lines_name_file_and_line(tmp_path: Path, line: bytes, expec
 def test_truncated_empty_and_damaged_compressed_files(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.jsonl{ending}"
     whole = compress(ending, json_lines([f"document number {i}" for i in range(5000)]))
-    for damaged in (whole[: len(whole) // 2], whole[:-3], b"", b"not compressed at all"):
+    for damaged in (whole[: len(whole) // 2], whole[:-3], b"not compressed at all"):
         path.write_bytes(damaged)
         message = error(str(path))
         assert path.name in message and "truncated or damaged" in message
+    path.write_bytes(b"")
+    assert "is empty" in error(str(path))
 
 
 def test_parquet_faults(tmp_path: Path) -> None:
@@ -190,12 +204,192 @@ def test_parquet_faults(tmp_path: Path) -> None:
 def test_fingerprint_follows_the_files(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
-    before = fingerprint(str(path))
-    assert before == fingerprint(str(path)) == json.loads(json.dumps(before))
+    sources = parse_sources([f"mine={path}"])
+    before = fingerprint(sources)
+    assert before == fingerprint(sources) == json.loads(json.dumps(before)) and before[0]["name"] == "mine"
     path.write_text("xy")
-    assert fingerprint(str(path)) != before
-    assert fingerprint("embedded")["python"]
-    assert fingerprint("hf:a") == {"spec": "hf:a"}
+    assert fingerprint(sources) != before
+    assert fingerprint(parse_sources(["embedded"]))[0]["python"]
+    assert fingerprint(parse_sources(["hf:a"])) == [{"name": "a", "spec": "hf:a"}]
+
+
+# ---- names
+
+
+def test_names_of_sources(tmp_path: Path) -> None:
+    odd = write(tmp_path / "a=b.txt", b"x")
+    texts = ["wiki=/data/*.txt", "/data/books-*.jsonl.xz", "hf:org/set:en", "hf:org/set", "embedded", odd]
+    names = [source.name for source in parse_sources(texts)]
+    assert names == ["wiki", "books", "set", "set-2", "embedded", "ab"]
+    assert parse_sources(texts)[0].spec == "/data/*.txt" and parse_sources(texts)[-1].spec == odd
+    assert [source.name for source in parse_sources(["/data/*.jsonl"])] == ["data"]
+
+
+@pytest.mark.parametrize(("texts", "said"), [([], "no source"), (["a=x", "a=y"], "called 'a'"), (["a="], "no file")])
+def test_bad_names(texts: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_sources(texts)
+
+
+# ---- pieces
+
+
+def pieces_of(path: str, size: int, form: Form = Form()) -> list[Piece]:  # noqa: B008
+    return plan_pieces([Source("a", path)], form, size)
+
+
+def in_pieces(path: str, size: int, form: Form = Form()) -> list[list[str]]:  # noqa: B008
+    return [list(read_piece(piece, form, Faults())) for piece in pieces_of(path, size, form)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lines=st.lists(st.text("aé日 \t", max_size=12), max_size=25),
+    end=st.sampled_from(["\n", "\r\n"]),
+    closed=st.booleans(),
+    size=st.integers(1, 60),
+    ending=st.sampled_from(["", ".gz", ".zst"]),
+    kind=st.sampled_from([".txt", ".jsonl"]),
+)
+def test_each_document_is_read_once_whatever_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    end: str,
+    closed: bool,
+    size: int,
+    ending: str,
+    kind: str,
+) -> None:
+    if kind == ".jsonl":
+        lines = [json.dumps({"text": line}, ensure_ascii=False) for line in lines]
+    raw = (end.join(lines) + (end if closed else "")).encode()
+    if not raw:
+        return
+    path = write(tmp_path_factory.mktemp("pieces") / f"a{kind}{ending}", raw)
+    whole = list(read_documents(path))
+    parts = in_pieces(path, size)
+    assert [text for part in parts for text in part] == whole
+    assert ending or len(parts) == max(1, round(len(raw) / size))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst"])
+def test_pieces_are_of_about_the_size_asked_for(tmp_path: Path, ending: str) -> None:
+    texts = [f"document {i} " + "word " * 50 for i in range(4000)]
+    path = write(tmp_path / f"a{ending}", json_lines(texts))
+    size = len(json_lines(texts))
+    parts = in_pieces(path, size // 5)
+    assert [text for part in parts for text in part] == texts
+    assert len(parts) == 5 and all(600 < len(part) < 1000 for part in parts)
+    assert sum(piece.bytes for piece in pieces_of(path, size // 5)) == pytest.approx(size, rel=0.05)
+    assert pieces_of(path, size // 5)[1].title == f"a{ending}, part 2 of 5"
+
+
+def test_a_text_file_may_be_one_document(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"one\n\ntwo\n")
+    assert in_pieces(path, 2, Form(txt="file")) == [["one\n\ntwo\n"]]
+    assert in_pieces(path, 1 << 20, Form(txt="blank-line")) == [["one", "two"]]
+
+
+def test_another_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "no", "body": "yes"}\n')
+    assert in_pieces(path, 1 << 20, Form(field="body")) == [["yes"]]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["no"], "body": ["yes"]}), tmp_path / "b.parquet")
+    assert in_pieces(str(tmp_path / "b.parquet"), 1 << 20, Form(field="body")) == [["yes"]]
+
+
+TABLES = ["a.parquet", "a.parquet.gz", "file.arrow", "stream.arrow", "stream.arrow.xz", "file.arrow.zst"]
+
+
+def write_table(path: Path, table: pyarrow.Table) -> str:
+    """In many row groups or record batches; compressed where the name says so."""
+    sink = pyarrow.BufferOutputStream()
+    if ".parquet" in path.name:
+        pyarrow.parquet.write_table(table, sink, row_group_size=100)
+    else:
+        new = pyarrow.ipc.new_file if path.name.startswith("file") else pyarrow.ipc.new_stream
+        with new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=100)
+    return write(path, sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_pieces(tmp_path: Path, name: str) -> None:
+    texts = [f"document {i} " + "word " * 20 for i in range(1000)]
+    path = write_table(tmp_path / name, pyarrow.table({"n": range(1000), "text": texts}))
+    parts = in_pieces(path, 30_000)
+    assert [text for part in parts for text in part] == texts
+    assert len(parts) == 1 if name.endswith((".gz", ".xz", ".zst")) else 3 <= len(parts) <= 10
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_damaged_table_may_be_skipped(tmp_path: Path, name: str) -> None:
+    path = Path(write_table(tmp_path / name, pyarrow.table({"text": [f"text {i}" for i in range(1000)]})))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = error(str(path))
+    assert name in message and "cannot be read as" in message
+    faults = Faults("skip")
+    for piece in pieces_of(str(path), 1000):
+        list(read_piece(piece, Form(), faults))
+    assert sum(faults.counts.values()) >= 1 and name in faults.examples[0]
+
+
+def test_rows_are_counted_from_the_beginning_of_a_table(tmp_path: Path) -> None:
+    texts: list[str | None] = [f"text {i}" for i in range(1000)]
+    texts[777] = None
+    for name in ("a.parquet", "file.arrow"):
+        path = write_table(tmp_path / name, pyarrow.table({"text": texts}))
+        with pytest.raises(UserError, match=f"{name}, row 778: 'text' is NoneType"):
+            in_pieces(path, 1000)
+
+
+def test_hub_in_pieces(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"train-{number}.jsonl", json_lines([f"{number} {text}" for text in TEXTS]))
+    parts = in_pieces(f"hf:{tmp_path}", 1)
+    assert [len(part) for part in parts] == [3, 3, 3] and len({text for part in parts for text in part}) == 9
+
+
+# ---- faults that are passed over
+
+
+def test_faults_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    raw = json_lines(["one"]) + b'{"text": "caf\xe9"}\n{broken\n{"body": 1}\n{"text": 3}\n' + json_lines(["two"])
+    path = write(tmp_path / "a.jsonl", raw)
+    for size in (1 << 20, 20):
+        faults = Faults("skip")
+        found = [text for piece in pieces_of(path, size) for text in read_piece(piece, Form(), faults)]
+        assert found == ["one", "two"]
+        assert faults.counts == {"undecodable": 1, "json": 1, "field": 1, "record": 1}
+        assert [line.split(":")[0].split(", ")[1] for line in faults.examples] == [f"line {n}" for n in (2, 3, 4, 5)]
+
+
+def test_a_text_document_with_bad_bytes_is_left_out_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"one\n\nbad \xff\nand on\n\ntwo\n")
+    faults = Faults("skip")
+    (piece,) = pieces_of(path, 1 << 20)
+    assert list(read_piece(piece, Form(), faults)) == ["one", "two"] and faults.counts == {"undecodable": 1}
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_a_truncated_file_is_read_to_its_break(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.jsonl{ending}"
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdefgh ", k=200)) for _ in range(20_000)]
+    whole = compress(ending, json_lines(texts))
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    faults = Faults("skip")
+    (piece,) = pieces_of(str(path), 1 << 30)
+    found = list(read_piece(piece, Form(), faults))
+    assert 5000 < len(found) < 20_000 and found == texts[: len(found)]
+    assert faults.counts == {"truncated": 1} and "truncated or damaged after line" in faults.examples[0]
+
+
+def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b"")
+    assert "a.jsonl: is empty" in error(path)
+    faults = Faults("skip")
+    assert [list(read_piece(piece, Form(), faults)) for piece in pieces_of(path, 9)] == [[]]
+    assert faults.counts == {"empty": 1}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")

@@ -7,7 +7,7 @@ The payloads, laid end to end, are the documents with a [SEP] after each; a docu
 the next row. Where a document ends exactly with the payload, the row's own last [SEP] is its separator.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,8 +19,8 @@ MIN_SEQ_LEN = 8
 class Packer:
     """Takes documents, gives back the rows that they complete; keeps less than one row between calls.
 
-    Counts what it leaves out: `special_rows` (fewer than half of the positions hold non-special ids, so that masking
-    would not find enough tokens), `empty_documents`, and after the last call `unfinished_tokens`.
+    Counts `special_rows`, which it leaves out: fewer than half of their positions hold non-special ids, so that
+    masking would not find enough tokens.
     """
 
     def __init__(self, seq_len: int, special: SpecialIds) -> None:
@@ -28,43 +28,63 @@ class Packer:
         self.seq_len = seq_len
         self.special = special
         self.special_rows = 0
-        self.empty_documents = 0
         self._room = seq_len - 2
         self._separator = np.array([special.sep], dtype=np.int32)
         self._rest = np.empty(0, dtype=np.int32)  # the begun payload, always shorter than the room
+        self._ends: list[int] = []  # of the documents that end in it
 
     @property
     def unfinished_tokens(self) -> int:
         """Ids of the begun row, separators included; dropped unless more documents come."""
         return len(self._rest)
 
-    def add(self, documents: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """Rows [N, seq_len] int32 completed by these documents (id sequences without special tokens)."""
+    def add(self, documents: Iterable[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Pack documents (id sequences without special tokens; empty ones are passed over).
+
+        Returns:
+            rows [N, seq_len] int32, and the places row x seq_len + position of the separators that end a document in
+            them, int64, ascending.
+        """
         parts = [self._rest]
-        filled = len(self._rest)  # of the payload begun last
+        ends, total = self._ends, len(self._rest)  # of the stream of payloads
         for ids in documents:
             if len(ids) == 0:
-                self.empty_documents += 1
                 continue
             parts.append(np.asarray(ids, dtype=np.int32))
-            filled = (filled + len(ids)) % self._room
+            total += len(ids)
+            row, filled = divmod(total, self._room)
             if filled:
                 parts.append(self._separator)
-                filled = (filled + 1) % self._room
+                ends.append(row * self.seq_len + 1 + filled)
+                total += 1
+            else:
+                ends.append(row * self.seq_len - 1)
         stream = np.concatenate(parts)
-        complete = len(stream) // self._room * self._room
-        self._rest = stream[complete:].copy()
-        return self._rows(stream[:complete].reshape(-1, self._room))
+        complete = len(stream) // self._room
+        self._rest = stream[complete * self._room :].copy()
+        self._ends = [end - complete * self.seq_len for end in ends if end >= complete * self.seq_len]
+        finished = np.array(ends[: len(ends) - len(self._ends)], dtype=np.int64)
+        return self._rows(stream[: complete * self._room].reshape(-1, self._room), finished)
 
-    def _rows(self, payload: np.ndarray) -> np.ndarray:
+    def rest(self) -> list[np.ndarray]:
+        """What of the documents stands in the begun row, a part for each of them."""
+        borders = [end - 1 for end in self._ends]
+        return [self._rest[start:end] for start, end in zip([0, *(b + 1 for b in borders)], borders, strict=False)]
+
+    def _rows(self, payload: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.empty((len(payload), self.seq_len), dtype=np.int32)
         rows[:, 0] = self.special.cls
         rows[:, 1:-1] = payload
         rows[:, -1] = self.special.sep
         ordinary = np.count_nonzero(~is_special(rows, self.special), axis=1)
         keep = 2 * ordinary >= self.seq_len
-        self.special_rows += int(np.count_nonzero(~keep))
-        return rows[keep]
+        dropped = len(rows) - int(np.count_nonzero(keep))
+        if dropped:
+            self.special_rows += dropped
+            row, position = np.divmod(ends, self.seq_len)
+            moved = (np.cumsum(keep) - 1)[row] * self.seq_len + position
+            rows, ends = rows[keep], moved[keep[row]]
+        return rows, ends
 
 
 def is_special(ids: np.ndarray, special: SpecialIds) -> np.ndarray:
@@ -73,18 +93,3 @@ def is_special(ids: np.ndarray, special: SpecialIds) -> np.ndarray:
     for index in special.all[1:]:
         found |= ids == index
     return found
-
-
-def pack(
-    documents: Iterable[Sequence[int] | np.ndarray], seq_len: int, special: SpecialIds, chunk: int = 1024
-) -> Iterator[np.ndarray]:
-    """Rows [seq_len] int32 of a stream of id sequences, `chunk` documents at a time. The unfinished last row is
-    dropped; use Packer to read the counts of what was left out."""
-    packer = Packer(seq_len, special)
-    batch: list[Sequence[int] | np.ndarray] = []
-    for ids in documents:
-        batch.append(ids)
-        if len(batch) == chunk:
-            yield from packer.add(batch)
-            batch = []
-    yield from packer.add(batch)

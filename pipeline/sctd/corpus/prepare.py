@@ -1,95 +1,99 @@
-"""Raw text to a prepared corpus: one pass to learn a vocabulary if none is given, one to encode, pack and write.
+"""Raw text to a prepared corpus, on one process or on many ranks.
 
-The corpus grows in a temporary folder beside `out` and is renamed when it is complete and on disk, so that `out` is
-whole or does not exist.
+Three stages: each piece of the sources is encoded; what limits and near duplicates leave out is settled; each bin of
+documents is packed. All that is finished stays in a hidden folder beside `out`, so that a start after an interruption
+repeats nothing, and is moved to `out` at the end: `out` is whole or does not exist.
 """
 
-import hashlib
+import dataclasses
 import os
 import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from sctd.corpus.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    SPLITS,
-    Manifest,
-    Split,
-    read_manifest,
-    verify_shards,
-    write_manifest,
+from sctd.corpus.binning import Pack
+from sctd.corpus.encode import Encode
+from sctd.corpus.job import (
+    Job,
+    Wanted,
+    bin_count,
+    changed_settings,
+    check,
+    expected_bytes,
+    locked,
+    read_json,
+    settings_of,
+    timed,
+    versions,
+    work_folder,
+    write_json,
 )
-from sctd.corpus.pack import MIN_SEQ_LEN, Packer
-from sctd.corpus.shards import ShardWriter, row_dtype
-from sctd.corpus.sources import Document, fingerprint, read_all
-from sctd.corpus.tokenizer import (
-    SpecialIds,
-    corpus_encoder,
-    encode_documents,
-    load_tokenizer,
-    save_tokenizer,
-    special_ids,
-    tokenizer_hash,
-    train_tokenizer,
-)
-from sctd.corpus.tokenizer import vocab_size as count_ids
-from sctd.errors import UserError
+from sctd.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_shards
+from sctd.corpus.publish import publish
+from sctd.corpus.select import SELECTED, select, skipped
+from sctd.corpus.sources import Piece, parse_sources, plan_pieces
+from sctd.corpus.team import Task, Team, left_behind
+from sctd.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from sctd.errors import RunError, UserError
 
-BATCH_CHARS = 1 << 20
-BATCH_DOCUMENTS = 4096
-PROGRESS_SECONDS = 5.0
-
-Log = Callable[[str], Any]
+# Bytes on disk for each byte of text: ids at one for three bytes at most, their index; and the rows of each length.
+_WORK_SHARE, _ROWS_SHARE = 0.75, 0.7
+_JOB, _TOKENIZER = "job.json", "tokenizer"
 
 
-def prepare(
-    sources: list[str],
-    out: Path,
-    seq_len: int,
-    tokenizer: str | None,
-    vocab_size: int,
-    valid_fraction: float,
-    seed: int,
-    log: Log = print,
-) -> Manifest:
-    """Write the corpus folder `out`: shards, manifest.json and the tokenizer as a Hugging Face folder.
+def prepare(wanted: Wanted, out: Path, team: Team | None = None, log: Callable[[str], Any] = print) -> Manifest:
+    """Write the corpus folder `out`: shards, manifest.json, report and the tokenizer as a Hugging Face folder.
 
-    `tokenizer` is a spec for load_tokenizer; None learns a WordPiece vocabulary of `vocab_size` from the train
-    documents. A document belongs to the valid split by a hash of (seed, text). A corpus that `out` already holds,
-    made with the same settings from the same files, is returned as it is. UserError for bad arguments or data, for an
-    `out` that holds anything else, and for a corpus without a full train and valid row.
+    A corpus that `out` already holds, made with the same settings from the same files, is returned as it is; one that
+    was begun with them is continued. All ranks of `team` call this alike.
+
+    Raises:
+        UserError: bad settings or data, an `out` that holds anything else, no room on the disk, a corpus without a
+            full train and valid row.
+        RunError: a rank that died.
     """
-    _check_arguments(sources, seq_len, valid_fraction)
-    settings = {
-        "sources": [fingerprint(source) for source in sources],
-        "seq_len": seq_len,
-        "tokenizer": tokenizer,
-        "vocab_size": vocab_size if tokenizer is None else None,
-        "valid_fraction": valid_fraction,
-        "seed": seed,
-    }
+    team = team or Team(log)
+    team.same("installation", versions())
     out = Path(os.path.realpath(out))  # the rename must replace the folder behind a link, not the link
-    given = load_tokenizer(tokenizer) if tokenizer is not None else None
-    if (present := _present_corpus(out, settings, given)) is not None:
-        log(f"{out}: already prepared with these settings, nothing to do")
+    with ExitStack() as held:
+        try:
+            return _prepare(wanted, out, team, held, log)
+        except OSError as error:  # faults of the sources arrive as UserError
+            raise UserError(
+                f"{out}: cannot be written ({error.strerror or error}); free space and start again, what is finished "
+                "is kept"
+            ) from error
+
+
+def _prepare(wanted: Wanted, out: Path, team: Team, held: ExitStack, log: Callable[[str], Any]) -> Manifest:
+    def say(line: str) -> None:
+        team.main(lambda: log(line))
+
+    work = work_folder(out)
+    settings, present = team.main(lambda: _look(wanted, out))
+    if present is not None:
+        say(f"{out}: already prepared with these settings, nothing to do")
         return present
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        temporary.mkdir(parents=True)
-        manifest = _build(sources, temporary, given, settings, log)
-        _publish(temporary, out)
-    except OSError as error:  # faults of the sources arrive as UserError
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); free space or change --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    log(f"{out}: done, unigram entropy {manifest.unigram_entropy:.3f} nats")
+    team.main(lambda: _hold(held, locked(work)))
+    team.main(lambda: _hold(held, _tidied(work)))
+    job = team.main(lambda: _begin(wanted, settings, out, log))
+
+    stages: tuple[tuple[str, Task, Callable[[], list[int]]], ...] = (
+        ("encode", Encode(job), lambda: _pieces_to_do(job, log)),
+        ("pack", Pack(job), lambda: _bins_to_do(job)),
+    )
+    for name, task, to_do in stages:
+        with ExitStack() as clock:
+            todo = team.main(to_do)
+            team.main(partial(_hold, clock, timed(job, name)))
+            team.each(todo, task, work / "claims" / name)
+    manifest = team.main(lambda: publish(job))
+    say(f"{out}: done, unigram entropy {manifest.unigram_entropy:.3f} nats; see {out / 'report.html'}")
     return manifest
 
 
@@ -104,189 +108,149 @@ def load_corpus_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-# ---- before and after --------------------------------------------------------------------------------------------
+# ---- before ------------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(sources: list[str], seq_len: int, valid_fraction: float) -> None:
-    if not sources:
-        raise UserError("no source given; name files, a glob, hf:name or embedded")
-    if seq_len < MIN_SEQ_LEN:
-        raise UserError(f"seq_len {seq_len} is too short; use {MIN_SEQ_LEN} or more (BERT uses 128 and 512)")
-    if not 0.0 < valid_fraction < 1.0:
-        raise UserError(f"valid_fraction {valid_fraction} is not between 0 and 1; use for example 0.01")
-
-
-def _present_corpus(out: Path, settings: dict[str, Any], given: Tokenizer | None) -> Manifest | None:
-    """The corpus in `out` if it was made with these settings, None if `out` is free, else UserError."""
+def _look(wanted: Wanted, out: Path) -> tuple[dict[str, Any], Manifest | None]:
+    """The settings, and the corpus in `out` if it was made with them. UserError for an `out` that is not free."""
+    check(wanted)
+    settings = settings_of(wanted)
+    if wanted.tokenizer is not None:
+        settings["tokenizer_hash"] = tokenizer_hash(load_tokenizer(wanted.tokenizer))
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+        return settings, None
     if not (out / MANIFEST_NAME).is_file():
         kind = "a folder with other files" if out.is_dir() else "a file"
         raise UserError(f"{out}: exists and is {kind}, not a prepared corpus; choose another --out or remove it")
     manifest = read_manifest(out)
-    changed = [key for key, value in settings.items() if manifest.settings.get(key) != value]
-    if not changed and given is not None and tokenizer_hash(given) != manifest.tokenizer_hash:
-        changed = ["tokenizer"]
-    if changed:
+    if changed := changed_settings(settings, manifest.settings):
         raise UserError(
             f"{out}: holds a corpus made with other settings ({', '.join(changed)}; for sources also a changed file); "
             "choose another --out or remove it"
         )
-    verify_shards(out, manifest, full=False)
+    verify_shards(out, manifest)
     load_corpus_tokenizer(out, manifest)
-    return manifest
+    return settings, manifest
 
 
-def _publish(temporary: Path, out: Path) -> None:
-    _fsync(temporary)
-    os.rename(temporary, out)  # replaces an empty folder, fails on any other
-    _fsync(out.parent)
+def _hold(held: ExitStack, context: AbstractContextManager[None]) -> None:
+    held.enter_context(context)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _begin(wanted: Wanted, settings: dict[str, Any], out: Path, log: Callable[[str], Any]) -> Job:
+    """The job that the work folder holds, or a new one, with its tokenizer."""
+    work = work_folder(out)
+    stored = read_json(work / _JOB) if (work / _JOB).is_file() else None
+    pieces = tuple(plan_pieces(parse_sources(wanted.sources), wanted.form, wanted.shard_plan))
+    size = expected_bytes(wanted, pieces)
+    job = Job(wanted, out, pieces, settings, bin_count(size))
+    if stored is not None:
+        changed = changed_settings({**settings, "versions": versions()}, stored["settings"])
+        if not changed:
+            return dataclasses.replace(job, bins=stored["bins"])
+        if changed == ["sources"] and wanted.tokenizer is not None and _keep_unchanged(job, stored):
+            job = dataclasses.replace(job, bins=stored["bins"])
+        elif any((work / "pieces").glob("*.json")):
+            raise UserError(
+                f"{work}: holds an unfinished corpus with other settings ({', '.join(changed)}); finish it with those, "
+                "remove it, or choose another --out"
+            )
+        else:
+            _empty(work)
+    _check_room(job, size)
+    for name in ("pieces", "bins"):
+        (work / name).mkdir(exist_ok=True)
+    if not (work / _TOKENIZER).is_dir():
+        tokenizer = load_tokenizer(wanted.tokenizer) if wanted.tokenizer is not None else _learn(job, log)
+        save_tokenizer(tokenizer, work / f".{_TOKENIZER}", model_max_length=wanted.seq_lens[-1])
+        os.rename(work / f".{_TOKENIZER}", work / _TOKENIZER)
+    content = {"settings": {**settings, "versions": versions()}, "bins": job.bins}
+    write_json(work / _JOB, {**content, "pieces": [dataclasses.asdict(piece) for piece in pieces]})
+    return job
+
+
+def _keep_unchanged(job: Job, stored: dict[str, Any]) -> bool:
+    """After a file of a source was mended: keep what is finished of the others, under the new numbers. False where
+    the sources themselves are others."""
+    before, now = stored["settings"]["sources"], job.settings["sources"]
+    if [source["spec"] for source in before] != [source["spec"] for source in now]:
+        return False
+    same = {tuple(file) for source in before for file in source.get("files", [])}
+    same &= {tuple(file) for source in now for file in source.get("files", [])}
+    paths = {file[0] for file in same}
+    numbers = {Piece(**piece): number for number, piece in enumerate(stored["pieces"])}
+    kept = job.work / ".pieces"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    for number, piece in enumerate(job.pieces):
+        old = numbers.get(piece)
+        if old is None or piece.spec not in paths:
+            continue
+        for path in (job.work / "pieces").glob(f"{old:06d}.*"):
+            os.rename(path, kept / path.name.replace(f"{old:06d}", f"{number:06d}"))
+    for name in ("pieces", "bins"):
+        shutil.rmtree(job.work / name, ignore_errors=True)
+    (job.work / "select.json").unlink(missing_ok=True)
+    os.rename(kept, job.work / "pieces")
+    return True
+
+
+def _empty(work: Path) -> None:
+    """All but the lock."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _check_room(job: Job, size: int) -> None:
+    needed = int(size * (_WORK_SHARE + _ROWS_SHARE * len(job.wanted.seq_lens)))
+    there = sum(path.stat().st_size for path in job.work.rglob("*") if path.is_file())
+    free = shutil.disk_usage(job.work).free
+    if needed - there > free:
+        raise UserError(
+            f"{job.out.parent}: about {needed / 1e9:,.1f} GB are needed for {size / 1e9:,.1f} GB of text, and "
+            f"{free / 1e9:,.1f} GB are free; free space, choose another --out, or limit the sources"
+        )
+
+
+def _learn(job: Job, log: Callable[[str], Any]) -> Tokenizer:
+    from sctd.corpus.learn import train_documents_tokenizer
+
+    wanted = job.wanted
+    log(f"learning a WordPiece vocabulary of {wanted.vocab_size:,} from the train documents")
+    return train_documents_tokenizer(job)
+
+
+def _pieces_to_do(job: Job, log: Callable[[str], Any]) -> list[int]:
+    passed = set(skipped(job))
+    todo = [n for n in range(len(job.pieces)) if n not in passed and not job.piece(n, ".json").is_file()]
+    there = len(job.pieces) - len(passed) - len(todo)
+    if there:
+        under_way = sorted(
+            f"{job.pieces[item].title} (rank {name})"
+            for item, name in left_behind(job.work / "claims" / "encode").items()
+            if item in todo
+        )
+        where = f"; the start before ended at {', '.join(under_way)}" if under_way else ""
+        log(f"continuing: {there} of {len(job.pieces)} pieces are there{where}")
+    return todo
+
+
+def _bins_to_do(job: Job) -> list[int]:
+    if not (job.work / SELECTED).is_file():
+        with timed(job, "select"):
+            select(job)
+    return [number for number in range(job.bins) if not job.bin(number, ".json").is_file()]
+
+
+@contextmanager
+def _tidied(work: Path) -> Iterator[None]:
+    """At a failure, remove a work folder that holds nothing worth keeping."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# ---- the passes --------------------------------------------------------------------------------------------------
-
-
-def _build(sources: list[str], folder: Path, given: Tokenizer | None, settings: dict[str, Any], log: Log) -> Manifest:
-    """Both passes; leaves a complete corpus in `folder`."""
-    tokenizer = given if given is not None else _learn_tokenizer(sources, settings, log)
-    save_tokenizer(tokenizer, folder, model_max_length=settings["seq_len"])
-    for path in folder.iterdir():
-        _fsync(path)
-    run = _Run(folder, tokenizer, settings, log)
-    for batch in _batches(read_all(sources)):
-        run.add(batch)
-    splits = run.close()
-    _check_rows(sources, splits, run, settings)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        seq_len=settings["seq_len"],
-        vocab_size=count_ids(tokenizer),
-        dtype=run.dtype.name,
-        tokenizer_hash=tokenizer_hash(tokenizer),
-        special_ids=run.special,
-        unigram_entropy=unigram_entropy(run.train_counts, run.special),
-        max_token_id=run.max_token_id,
-        documents=run.documents,
-        text_bytes=run.text_bytes,
-        tokens=run.tokens,
-        sources=tuple(sources),
-        settings=settings,
-        splits=splits,
-        dropped=run.dropped(),
-    )
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _learn_tokenizer(sources: list[str], settings: dict[str, Any], log: Log) -> Tokenizer:
-    size = settings["vocab_size"]
-    log(f"learning a WordPiece vocabulary of {size:,} from the train documents")
-    train = (text for text in read_all(sources) if not is_valid(text, settings["seed"], settings["valid_fraction"]))
-    return train_tokenizer(train, size)
-
-
-def is_valid(document: Document, seed: int, fraction: float) -> bool:
-    """Whether a document belongs to the valid split; depends on its text, not on its place, so equal ones agree."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8, key=str(seed).encode()[:64]).digest()
-    return int.from_bytes(digest, "big") < fraction * 2.0**64
-
-
-def unigram_entropy(counts: np.ndarray, special: SpecialIds) -> float:
-    """Entropy in nats of the id counts [vocab_size], special ids left out: the MLM loss of a model that has learned
-    the frequencies of tokens and nothing else."""
-    ordinary = counts.astype(np.float64)
-    ordinary[list(special.all)] = 0.0
-    share = ordinary[ordinary > 0] / ordinary.sum()
-    return float(-(share * np.log(share)).sum())
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of about BATCH_CHARS characters."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH_CHARS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-class _Run:
-    """The encoding pass: documents in, shards out, and all that is counted on the way."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], log: Log) -> None:
-        self.special = special_ids(tokenizer)
-        self.dtype = row_dtype(count_ids(tokenizer))
-        self.train_counts = np.zeros(count_ids(tokenizer), dtype=np.int64)
-        self.documents = self.text_bytes = self.tokens = self.max_token_id = 0
-        self._seed, self._fraction = settings["seed"], settings["valid_fraction"]
-        self._encoder = corpus_encoder(tokenizer)
-        self._packers = {name: Packer(settings["seq_len"], self.special) for name in SPLITS}
-        self._writers = {name: ShardWriter(folder, name, settings["seq_len"], self.dtype) for name in SPLITS}
-        self._log, self._start = log, time.monotonic()
-        self._next_report = self._start + PROGRESS_SECONDS
-
-    def add(self, batch: list[Document]) -> None:
-        encoded = encode_documents(self._encoder, batch)
-        self.documents += len(batch)
-        self.text_bytes += sum(len(text.encode()) for text in batch)
-        self.tokens += sum(len(ids) for ids in encoded)
-        by_split: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
-        for text, ids in zip(batch, encoded, strict=True):
-            by_split["valid" if is_valid(text, self._seed, self._fraction) else "train"].append(ids)
-        for name in SPLITS:
-            rows = self._packers[name].add(by_split[name])
-            self._writers[name].add(rows)
-            self.max_token_id = max(self.max_token_id, int(rows.max(initial=0)))
-            if name == "train":
-                self.train_counts += np.bincount(rows.ravel(), minlength=len(self.train_counts))
-        if time.monotonic() >= self._next_report:
-            self._report()
-
-    def close(self) -> dict[str, Split]:
-        splits = {name: writer.close() for name, writer in self._writers.items()}
-        self._report()
-        return splits
-
-    def dropped(self) -> dict[str, int]:
-        """What the packing of both splits left out."""
-        names = ("special_rows", "empty_documents", "unfinished_tokens")
-        return {name: sum(getattr(packer, name) for packer in self._packers.values()) for name in names}
-
-    def _report(self) -> None:
-        now = time.monotonic()
-        megabytes = self.text_bytes / 1e6
-        rows = ", ".join(f"{writer.rows:,} {name}" for name, writer in self._writers.items())
-        self._log(
-            f"{self.documents:,} documents, {megabytes:,.1f} MB, {self.tokens:,} tokens, rows: {rows}, "
-            f"{megabytes / max(now - self._start, 1e-9):.1f} MB/s"
-        )
-        self._next_report = now + PROGRESS_SECONDS
-
-
-def _check_rows(sources: list[str], splits: dict[str, Split], run: _Run, settings: dict[str, Any]) -> None:
-    where = ", ".join(sources)
-    found = f"{run.documents:,} documents with {run.tokens:,} tokens"
-    if not run.documents:
-        raise UserError(f"{where}: no documents in it; name a source that holds text")
-    if not splits["train"].rows:
-        raise UserError(
-            f"{where}: {found} do not fill one train row of {settings['seq_len']}; add text, lower --seq-len or lower "
-            f"--valid-fraction (now {settings['valid_fraction']})"
-        )
-    if not splits["valid"].rows:
-        raise UserError(
-            f"{where}: {found} do not fill one valid row of {settings['seq_len']}; raise --valid-fraction "
-            f"(now {settings['valid_fraction']}) or add text"
-        )
+        yield
+    except (UserError, RunError, OSError):
+        if not any((work / "pieces").glob("*.json")) and not (work / "final").is_dir():
+            shutil.rmtree(work, ignore_errors=True)
+        raise

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from sctd.corpus.sources import one_line
+from sctd.corpus.faults import one_line
 from sctd.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SpecialIds
 MIN_VOCAB_SIZE = 256
+_MULTIPLE = 64
 MAX_WORD_CHARS = 100  # WordPiece turns longer words into [UNK], as in BERT
 MAX_DISTINCT_WORDS = 4_000_000  # held while counting; the rarest are forgotten beyond
 MAX_TRAINING_WORDS = 100_000_000  # occurrences fed to the trainer; counts of larger corpora are scaled down
@@ -137,12 +138,15 @@ def _set_template(tokenizer: Tokenizer) -> None:
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
-    """A BERT WordPiece tokenizer with at most `vocab_size` pieces; the same documents give the same ids.
+    """A BERT WordPiece tokenizer of about `vocab_size` pieces; the same documents give the same ids.
 
-    Memory is bounded by the number of distinct words, not by the corpus. UserError if `vocab_size` is too small.
+    The size is rounded up to a multiple of 64, which matrix products on GPUs like; where the documents yield fewer
+    pieces, [unused0], [unused1], ... fill up to the next multiple. Memory is bounded by the number of distinct words,
+    not by the corpus. UserError if `vocab_size` is too small.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size {vocab_size} is too small for WordPiece; use {MIN_VOCAB_SIZE} or more")
+    vocab_size = _rounded(vocab_size)
     words = _count_words(documents, lowercase)
     # The trainer numbers the ##characters as its hash map yields them, which differs from run to run, and ties
     # between merges are broken by these numbers. Entering the alphabet as "special" tokens pins the numbers.
@@ -158,7 +162,16 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool =
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     learner.train_from_iterator(_repeated(words), trainer)
-    return _wordpiece(learner.get_vocab(), lowercase)
+    vocabulary = learner.get_vocab()
+    first = len(vocabulary)
+    vocabulary |= {f"[unused{index - first}]": index for index in range(first, _rounded(first))}
+    tokenizer = _wordpiece(vocabulary, lowercase)
+    assert special_ids(tokenizer).all == tuple(range(len(SPECIAL_TOKENS)))
+    return tokenizer
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _MULTIPLE) * _MULTIPLE
 
 
 def _count_words(documents: Iterable[str], lowercase: bool) -> Counter[str]:

@@ -1,0 +1,212 @@
+"""`sctd inspect` tells what training sees: order, masks, borders of documents and sources are checked against it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from sctd.cli import main
+from sctd.config import Config, RunConfig
+from sctd.corpus.manifest import Manifest, SourceTotals, Split, read_manifest, write_manifest
+from sctd.corpus.pack import Packer
+from sctd.corpus.shards import row_dtype, write_shards
+from sctd.corpus.tokenizer import (
+    corpus_encoder,
+    encode_documents,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    tokenizer_hash,
+    vocab_size,
+)
+from sctd.data.inspect import inspect
+from sctd.data.masking import build_masker
+from sctd.data.stream import Rows, Share, TrainStream, make_batch
+from sctd.errors import UserError
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", "."]
+LENGTHS = (16, 32)
+SEED = 5
+NAMES = ("greek", "more")
+EARLIER = "--- continues row "
+LATER = "--- continues in "
+
+
+def documents(source: int) -> list[str]:
+    rng = np.random.default_rng(source)
+    texts = [" ".join(rng.choice(WORDS) + rng.choice(["", "s", "ing"]) for _ in range(n)) for n in range(3, 60)]
+    return [f"{text}." for text in texts]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of two sources and two lengths, each source and split in two files."""
+    folder = tmp_path_factory.mktemp("inspect") / "corpus"
+    folder.mkdir()
+    (folder.parent / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    tokenizer = load_tokenizer(str(folder.parent / "vocab.txt"))
+    save_tokenizer(tokenizer, folder, LENGTHS[-1])
+    ids = [encode_documents(corpus_encoder(tokenizer), documents(source)) for source in range(2)]
+    splits = {
+        length: {split: packed(folder, split, length, ids, tokenizer) for split in ("train", "valid")}
+        for length in LENGTHS
+    }
+    sources = tuple(
+        SourceTotals(name, f"{name}.txt", None, len(texts), sum(map(len, documents(number))), sum(map(len, texts)))
+        for number, (name, texts) in enumerate(zip(NAMES, ids, strict=True))
+    )
+    tokens = sum(source.tokens for source in sources)
+    manifest = Manifest(
+        2, LENGTHS, vocab_size(tokenizer), "uint16", tokenizer_hash(tokenizer), special_ids(tokenizer), 2.5,
+        len(PIECES) - 1, sum(source.documents for source in sources), sum(source.text_bytes for source in sources),
+        tokens, sources, {}, splits, {},
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return folder
+
+
+def packed(folder: Path, split: str, length: int, ids: list[list[np.ndarray]], tokenizer: Tokenizer) -> Split:
+    shards = []
+    for source, texts in enumerate(ids):
+        for part in range(2):
+            rows, ends = Packer(length, special_ids(tokenizer)).add(texts[part::2])
+            name = f"{split}-{length}-{source}{part}"
+            shards += write_shards(folder, name, rows, ends, row_dtype(vocab_size(tokenizer)), source)
+    return Split(sum(shard.rows for shard in shards), tuple(shards))
+
+
+def told_rows(said: str) -> list[str]:
+    """The part of each row."""
+    return [part for part in said.split("\n\n")[1:] if "row " in part.splitlines()[0] and "targets" in part]
+
+
+def told_words(part: str) -> list[str]:
+    """What stands in a row, without what is said about it."""
+    lines = [line.strip() for line in part.splitlines()[1:]]
+    return " ".join(line for line in lines if not line.startswith("---")).split()
+
+
+def said_by(words: list[str], tokenizer: Tokenizer, side: int) -> list[str]:
+    """The ids' pieces that training is shown (0), or that stood there before (1)."""
+    found: list[str] = []
+    for word in words:
+        if match := re.fullmatch(r"\[(.*)(<-|=|:)(.*)\]", word):
+            other, sign, piece = match.groups()
+            shown = {":": "[MASK]", "=": piece, "<-": other}[sign]
+            found.append((shown, piece)[side])
+            continue
+        while word.startswith("##") or word not in PIECES:
+            piece = next(p for p in PIECES if word == p or (p.startswith("##") and word == p[2:]) or word.startswith(p))
+            found.append(piece)
+            word = word.removeprefix(piece)
+            if not word:
+                break
+            word = f"##{word}"
+        else:
+            found.append(word)
+    return found
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rows_are_those_of_a_training(folder: Path, length: int) -> None:
+    manifest, tokenizer = read_manifest(folder), load_tokenizer(str(folder / "tokenizer.json"))
+    said = told_rows(inspect(folder, 20, length, "train", SEED))
+    assert len(said) == 20
+    rows = Rows(folder, manifest, "train", length)
+    masker = build_masker(Config(run=RunConfig(seed=SEED)), manifest, tokenizer)
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 20, 1))
+    row_B, (batch,) = stream.sample_rows(0), stream.step(0)
+    for number, part in enumerate(said):
+        title, words = part.splitlines()[0], told_words(part)
+        assert title.startswith(f"sample {number:,}: row {row_B[number]:,} of {len(rows):,}, source ")
+        shown = [tokenizer.token_to_id(piece) for piece in said_by(words, tokenizer, 0)]
+        assert shown == batch["input_ids"][number].tolist()
+        before = [tokenizer.token_to_id(piece) for piece in said_by(words, tokenizer, 1)]
+        assert before == rows[row_B[number : number + 1]][0].tolist()
+        counts = [int(n) for n in re.findall(r"(\d+) (?:hidden|replaced|kept)", title)]
+        assert sum(counts) == masker.targets(length) == int(re.search(r"targets: (\d+)", title)[1])
+        assert counts[0] == sum(word.startswith("[MASK:") for word in words)
+
+
+def test_the_sources_of_rows(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    said = told_rows(inspect(folder, manifest.split(32, "train").rows, None, "train", SEED))
+    limit = sum(shard.rows for shard in manifest.split(32, "train").shards if shard.source == 0)
+    for part in said:
+        row, source = re.search(r"row (\d+) of \d+, source (\w+)", part).groups()
+        assert source == NAMES[int(row) >= limit]
+    assert len(said) == len({re.search(r"row (\d+)", part)[1] for part in said}), "an epoch has each row once"
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_documents_can_be_put_together_again(folder: Path, length: int) -> None:
+    """Following the marks from row to row gives the documents that were packed, but for what the files' ends cut."""
+    manifest, tokenizer = read_manifest(folder), load_tokenizer(str(folder / "tokenizer.json"))
+    total = manifest.split(length, "valid").rows
+    said = told_rows(inspect(folder, total, length, "valid", SEED))
+    assert len(said) == total
+    by_row = {int(re.search(r"row (\d+)", part)[1]): part for part in said}
+    found: list[list[str]] = []
+    begun: list[str] = []
+    for row in range(total):
+        lines = [line.strip() for line in by_row[row].splitlines()[1:]]
+        if lines[0].startswith(EARLIER):
+            assert lines.pop(0) == f"{EARLIER}{row - 1} ---"
+        else:
+            begun = []
+        words: list[str] = []
+        for line in lines:
+            if line.startswith("---"):
+                pieces = said_by(words, tokenizer, 1)
+                begun += [piece for piece in pieces if piece not in ("[CLS]", "[SEP]")]
+                words = []
+            if line == "--- end of a document ---":
+                found.append(begun)
+                begun = []
+            elif line.startswith(LATER):
+                assert line in (f"{LATER}row {row + 1} ---", f"{LATER}another file ---")
+            elif not line.startswith("---"):
+                words += line.split()
+    texts = [text for source in range(2) for part in range(2) for text in documents(source)[part::2]]
+    tokens = [tokenizer.encode(text, add_special_tokens=False).tokens for text in texts]
+    assert all(document in tokens for document in found)
+    assert len(found) >= len(tokens) - 4 * 4, "short documents at the ends of four files"
+
+
+def test_valid_rows_have_the_masks_of_no_sample(folder: Path) -> None:
+    manifest, tokenizer = read_manifest(folder), load_tokenizer(str(folder / "tokenizer.json"))
+    (part,) = told_rows(inspect(folder, 1, 16, "valid", SEED))
+    assert not part.startswith("sample")
+    row = int(re.search(r"row (\d+)", part)[1])
+    rows = Rows(folder, manifest, "valid", 16)
+    masker = build_masker(Config(run=RunConfig(seed=SEED)), manifest, tokenizer)
+    training = make_batch(rows, masker, np.array([row]), np.array([row]))
+    shown = [tokenizer.token_to_id(piece) for piece in said_by(told_words(part), tokenizer, 0)]
+    assert shown != training["input_ids"][0].tolist()
+
+
+def test_the_header(folder: Path) -> None:
+    said = inspect(folder, 1, None, "train", SEED)
+    manifest = read_manifest(folder)
+    assert f"{manifest.documents} documents, {manifest.tokens:,} tokens" in said and "entropy 2.500 nats" in said
+    for length in LENGTHS:
+        assert f"{manifest.split(length, 'train').rows:,} of {length} tokens for training" in said
+    assert all(f"{name} ({name}.txt): 57 documents" in said for name in NAMES)
+    assert "row of" not in said and f"of {manifest.split(32, 'train').rows}," in said, "the longest rows"
+
+
+def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="--rows 0: must be at least 1"):
+        inspect(folder, 0, None, "train", SEED)
+    with pytest.raises(UserError, match="rows of 64 tokens are not in the corpus, it has 16 and 32"):
+        inspect(folder, 1, 64, "train", SEED)
+    assert main(["inspect", str(folder / "none")]) == 2
+    assert "no such corpus folder" in capsys.readouterr().err
+
+
+def test_the_verb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--rows", "2", "--seq-len", "16", "--seed", str(SEED)]) == 0
+    assert capsys.readouterr().out == inspect(folder, 2, 16, "train", SEED) + "\n"
