@@ -51,9 +51,7 @@ def _add_prepare(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
             f"--max-{key}", action="append", default=[], metavar="[NAME=]N", help=f"{key} of each source, or of one"
         )
-    verb.add_argument(
-        "--min-characters", type=int, default=0, help="leave out shorter documents (default %(default)s)"
-    )
+    verb.add_argument("--min-characters", type=int, default=0, help="leave out shorter documents (default %(default)s)")
     verb.add_argument(
         "--max-symbols",
         type=float,

@@ -38,6 +38,9 @@ class RunConfig:
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str = ""  # folder made by `sctd prepare`
+    seq_len: int = 0  # tokens a row; 0: the longest that the corpus was packed to
+    warmup_seq_len: int = 0  # of the first steps, where the corpus has rows of two lengths; 0: all have seq_len
+    warmup_steps: int = 0  # optimizer steps on rows of warmup_seq_len
     mask_probability: float = 0.15
     whole_word: bool = False
     skip_samples: tuple[tuple[int, int], ...] = ()  # half-open spans of sample indices that are never trained on
@@ -329,6 +332,22 @@ def validate(config: Config) -> None:
     _require(1 <= train.timeout <= _LONGEST, "train.timeout", train.timeout, f"in 1..{_LONGEST} seconds")
     for first, end in config.data.skip_samples:
         _require(0 <= first < end, "data.skip_samples", [first, end], "[first, end) with 0 <= first < end")
+    data = config.data
+    for key in ("seq_len", "warmup_seq_len", "warmup_steps"):
+        _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "at least 0")
+    _require(data.warmup_steps <= train.steps, "data.warmup_steps", data.warmup_steps, "at most train.steps")
+    _require(
+        bool(data.warmup_steps) == bool(data.warmup_seq_len),
+        "data.warmup_steps",
+        data.warmup_steps,
+        "set together with data.warmup_seq_len",
+    )
+    _require(
+        not data.seq_len or data.warmup_seq_len < data.seq_len,
+        "data.warmup_seq_len",
+        data.warmup_seq_len,
+        f"below data.seq_len={data.seq_len}",
+    )
     if train.micro_batch_size is not None:
         _require(train.micro_batch_size >= 1, "train.micro_batch_size", train.micro_batch_size, "at least 1")
     if train.stop_at is not None:

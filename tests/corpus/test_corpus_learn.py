@@ -1,12 +1,15 @@
 """`sctd train-tokenizer`: what it writes, from which sample, and every refusal."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from sctd.corpus import learn as module
 from sctd.corpus.faults import Faults
 from sctd.corpus.learn import learn, sample
 from sctd.corpus.sources import Form, parse_sources, plan_pieces, read_documents
@@ -72,6 +75,33 @@ def test_the_sample_is_spread_over_all_sources(tmp_path: Path, source: str) -> N
     assert len(list(sample(pieces, Form(), Faults(), 2 * size, 1))) == 600
 
 
+def test_of_large_sources_the_beginnings_of_all_pieces_are_read(tmp_path: Path, source: str) -> None:
+    pieces = plan_pieces(parse_sources([source]), Form(), 4_000)
+    size = sum(piece.bytes for piece in pieces)
+    found = list(sample(pieces, Form(), Faults(), size // 20, 1))
+    numbers = [int(text.split()[2].rstrip(":")) for text in found]
+    assert size / 40 < sum(map(len, found)) < size / 10
+    assert numbers == sorted(numbers) and len({number // 60 for number in numbers}) >= 4
+    # A source that understates its size does not swell the sample.
+    small = [dataclasses.replace(piece, bytes=piece.bytes // 10) for piece in pieces]
+    assert sum(map(len, sample(small, Form(), Faults(), 10_000, 1))) < 15_000
+
+
+def test_what_judges_the_result_comes_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_JUDGED_DOCUMENTS", 4)
+    seen = module._Seen()
+    assert len(list(seen.watched(str(number) for number in range(100)))) == seen.documents == 100
+    judged = [int(text) for text in seen.judged]
+    assert 4 <= len(judged) < 8 and len(set(np.diff(judged))) == 1 and judged[0] == 0 and judged[-1] > 75
+
+
+def test_a_link_to_an_empty_folder(tmp_path: Path, source: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    run([source], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "vocab.txt").is_file()
+
+
 def test_refusals(tmp_path: Path, source: str) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
@@ -82,8 +112,11 @@ def test_refusals(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError, match="--sample 0"):
         run([source], tmp_path / "out", sample_bytes=0)
     (tmp_path / "blank.txt").write_text("\n\n")
-    with pytest.raises(UserError, match="no documents"):
+    with pytest.raises(UserError, match="no document in the sample"):
         run([str(tmp_path / "blank.txt")], tmp_path / "out")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match="is empty"):
+        run([str(tmp_path / "empty.jsonl")], tmp_path / "out")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{broken\n')
     with pytest.raises(UserError, match=r"bad.jsonl, line 2"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sctd.corpus import near
-from sctd.corpus.near import PERMUTATIONS, Sketcher, check_threshold, duplicates, shingles
+from sctd.corpus.near import PERMUTATIONS, Sketcher, bands, check_threshold, duplicates, shingles
 from sctd.errors import UserError
 from support import environment
 
@@ -29,13 +29,18 @@ def changed(document: str, places: int) -> str:
 
 
 def similarity(one: str, two: str) -> float:
-    a, b = set(shingles(one)), set(shingles(two))
+    a, b = set(shingles(one).tolist()), set(shingles(two).tolist())
     return len(a & b) / len(a | b)
 
 
 def test_shingles() -> None:
-    assert sorted(shingles("A b c d e F")) == [b"a b c d e", b"b c d e f"]
-    assert shingles("too Short") == [b"too short"] and shingles("") == [b""]
+    """One for each run of five words, told apart by its words and their order."""
+    assert len(shingles("A b c d e F")) == 2 and shingles("A b c d e F")[1:] == shingles("b c\nD e f")
+    for short in ("", "too short", "four words of it"):
+        assert len(shingles(short)) == 1 and shingles(short).tolist() == shingles(f" {short.upper()} ").tolist()
+    runs = ("a b c d e", "b a c d e", "a b c d f", "a b c d", "b c d e", "")
+    assert len({int(shingles(run)[0]) for run in runs}) == len(runs)
+    assert len(set(shingles(" ".join(WORDS)).tolist())) == len(WORDS) - 4
 
 
 def test_sketches_estimate_the_similarity() -> None:
@@ -81,6 +86,18 @@ def test_other_processes_make_the_same_sketches() -> None:
         for seed in ("1", "2")
     ]  # fmt: skip
     assert found[0] == found[1] == f"{Sketcher().sketch(['a b c d e f g h', 'x y'])[:, :5].tolist()}\n"
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.8, 0.9, 0.99, 1.0])
+def test_pairs_at_the_threshold_and_above_are_found(threshold: float) -> None:
+    count, length = bands(threshold)
+    assert count >= 2 and count * length <= PERMUTATIONS
+    for above, found in ((threshold, 0.9), ((1 + threshold) / 2, 0.99)):
+        assert 1 - (1 - above**length) ** count >= found
+    same = RNG.integers(0, 1 << 32, (1, PERMUTATIONS), dtype=np.uint32).repeat(2, axis=0)
+    assert duplicates([same], threshold).tolist() == [False, True]
+    same[1, :1] += np.uint32(1)
+    assert duplicates([same], threshold).tolist() == [False, threshold < 0.993]
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1, float("nan")])

@@ -82,6 +82,31 @@ def test_training_with_bounded_memory_and_scaled_counts(monkeypatch: pytest.Monk
     assert train_tokenizer(TEXTS, 300).encode("quick", add_special_tokens=False).tokens == ["quick"]
 
 
+def test_words_are_counted_whole_where_their_spellings_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in scripts without spaces, in which hardly a chunk comes twice."""
+    monkeypatch.setattr(module, "MAX_DISTINCT_WORDS", 60)
+    words = module._count_words((f"word,{i}x, word.{i}y; word" for i in range(200)), lowercase=True)
+    assert words["word"] == 600 and words[","] == 400
+
+
+def test_special_tokens_in_the_documents_are_text() -> None:
+    """They teach the pieces of their letters, and no id is given twice."""
+    learned = train_tokenizer([*TEXTS, "[MASK] [SEP] [unused0] [unused1]"] * 3, 300, lowercase=False)
+    assert special_ids(learned).all == (0, 1, 2, 3, 4)
+    ids = encode_documents(corpus_encoder(learned), ["[MASK] [SEP] [unused0]"])[0]
+    spare = [index for piece, index in learned.get_vocab().items() if piece.startswith("[unused")]
+    assert "mask" not in learned.get_vocab() and not {*special_ids(learned).all, *spare} & set(ids.tolist())
+
+
+@pytest.mark.parametrize("wanted", [256, 300, 320, 5000])
+def test_the_size_is_a_multiple_of_64(wanted: int) -> None:
+    learned = train_tokenizer(TEXTS, wanted)
+    spare = sorted(index for piece, index in learned.get_vocab().items() if piece.startswith("[unused"))
+    size = vocab_size(learned)
+    assert size % 64 == 0 and size < wanted + 64 and len(spare) < 64
+    assert spare == list(range(size - len(spare), size))
+
+
 def test_training_a_vocabulary_that_is_too_small() -> None:
     with pytest.raises(UserError, match="too small"):
         train_tokenizer(TEXTS, 10)

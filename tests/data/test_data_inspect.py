@@ -1,6 +1,8 @@
 """`sctd inspect` tells what training sees: order, masks, borders of documents and sources are checked against it."""
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,33 @@ def test_valid_rows_have_the_masks_of_no_sample(folder: Path) -> None:
     training = make_batch(rows, masker, np.array([row]), np.array([row]))
     shown = [tokenizer.token_to_id(piece) for piece in said_by(told_words(part), tokenizer, 0)]
     assert shown != training["input_ids"][0].tolist()
+
+
+def with_weights(folder: Path, out: Path, *weights: float | None) -> Path:
+    """The same corpus, its sources weighted."""
+    shutil.copytree(folder, out)
+    manifest = read_manifest(folder)
+    sources = [replace(source, weight=weight) for source, weight in zip(manifest.sources, weights, strict=True)]
+    write_manifest(out, replace(manifest, sources=tuple(sources)))
+    return out
+
+
+def test_weights_decide_the_order(folder: Path, tmp_path: Path) -> None:
+    said = inspect(with_weights(folder, tmp_path / "corpus", None, 0.75), 40, 16, "train", SEED)
+    assert "tokens (49.9%), weight 0.75" in said
+    sources = [re.search(r"source (\w+)", part)[1] for part in told_rows(said)]
+    assert abs(sources.count("more") - 30) <= 2
+
+
+def test_a_weighted_source_without_rows_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = with_weights(folder, tmp_path / "corpus", None, 0.75)
+    manifest = read_manifest(out)
+    shards = tuple(shard for shard in manifest.split(16, "train").shards if shard.source == 0)
+    split = Split(sum(shard.rows for shard in shards), shards)
+    splits = {**manifest.splits, 16: {**manifest.splits[16], "train": split}}
+    write_manifest(out, replace(manifest, splits=splits))
+    with pytest.raises(UserError, match="source more has a weight of 0.75, but no train row of 16 tokens"):
+        inspect(out, 1, 16, "train", SEED)
 
 
 def test_the_header(folder: Path) -> None:

@@ -5,8 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sctd.data.order import row_of_sample
+from sctd.data.order import Order, row_of_sample
 
 SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 128, 1000, 4096, 4097]
 
@@ -86,3 +88,61 @@ def test_the_input_is_left_alone() -> None:
     sample = np.arange(10)
     row_of_sample(1, sample, 3)
     assert sample.tolist() == list(range(10))
+
+
+# ---- mixtures
+
+
+def test_without_weights_all_rows_are_one_permutation() -> None:
+    sample = np.arange(500)
+    assert np.array_equal(Order(7, (30, 70), (None, None))(sample), row_of_sample(7, sample, 100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 300), min_size=1, max_size=5),
+    data=st.data(),
+    start=st.integers(0, 10**12),
+    length=st.integers(1, 3000),
+)
+def test_any_window_holds_the_shares(rows: list[int], data: st.DataObject, start: int, length: int) -> None:
+    count = data.draw(st.integers(1, len(rows)))
+    weights = [data.draw(st.integers(1, 100)) / (100 * count + 1) for _ in range(count)]
+    given_ = [round(weight, 3) or 0.001 for weight in weights] + [None] * (len(rows) - count)
+    order = Order(1, rows, given_)
+    named = sum(weight for weight in given_ if weight is not None)
+    rest = sum(rows[count:])
+    shares = [w / named if count == len(rows) else w for w in given_[:count]]
+    shares += [(1 - named) * size / rest for size in rows[count:]]
+    source, _ = order.source_of(np.arange(start, start + length))
+    found = np.bincount(source, minlength=len(rows))
+    assert np.abs(found - np.array(shares) * length).max() <= 2 + length / 2**15
+
+
+def test_decimal_weights_are_exact() -> None:
+    order = Order(1, (10, 1000), (0.7, 0.3))
+    for start in (0, 10, 10**9):
+        assert np.bincount(order.source_of(np.arange(start, start + 10))[0]).tolist() == [7, 3]
+    order = Order(1, (10, 333, 667), (0.7, None, None))
+    source, _ = order.source_of(np.arange(10**6))
+    assert abs(np.mean(source == 0) - 0.7) < 1e-6 and abs(np.mean(source == 1) - 0.0999) < 1e-4
+
+
+def test_each_source_is_gone_through_before_it_begins_again() -> None:
+    rows = (13, 50, 7)
+    order = Order(5, rows, (0.5, None, 0.2))
+    sample = np.arange(5000)
+    source, index = order.source_of(sample)
+    found = order(sample)
+    for number, (first, size) in enumerate(zip((0, 13, 63), rows, strict=True)):
+        mine = found[source == number]
+        assert index[source == number].tolist() == list(range(len(mine)))
+        epochs = [mine[start : start + size] for start in range(0, len(mine) - size + 1, size)]
+        assert all(sorted(epoch.tolist()) == list(range(first, first + size)) for epoch in epochs)
+        assert size < 13 or len({tuple(epoch) for epoch in epochs}) == len(epochs), "each epoch has an order of its own"
+
+
+def test_mixtures_are_drawn_entry_by_entry() -> None:
+    order = Order(5, (100, 2000), (0.25, None))
+    sample = np.random.default_rng(0).integers(0, 10**12, (4, 5))
+    assert order(sample).tolist() == [[int(order(np.array([g]))[0]) for g in line] for line in sample.tolist()]

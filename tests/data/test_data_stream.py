@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from sctd.config import Config
+from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest
 from sctd.corpus.prepare import load_corpus_tokenizer, prepare
-from sctd.data.masking import Masker
+from sctd.data import stream as stream_module
+from sctd.data.masking import Masker, build_masker
 from sctd.data.order import row_of_sample
 from sctd.data.stream import Batch, Rows, Share, TrainStream, make_batch, valid_batches
 from sctd.errors import RunError, UserError
+from texts import documents, write
 
 SEED, LENGTH = 3, 32
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]
@@ -28,18 +32,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     documents = [f"Document {i}: " + " ".join(rng.choice(WORDS, 40)) for i in range(120)]
     (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
     out = folder / "corpus"
-    manifest = prepare([str(folder / "text.txt")], out, LENGTH, None, 300, 0.25, 1, log=lambda line: None)
+    wanted = Wanted((str(folder / "text.txt"),), (LENGTH,), vocab_size=320, valid_fraction=0.25)
+    manifest = prepare(wanted, out, log=lambda line: None)
     return out, manifest
 
 
 @pytest.fixture(scope="module")
 def rows(corpus: tuple[Path, Manifest]) -> Rows:
-    return Rows(*corpus, "train")
+    return Rows(*corpus, "train", LENGTH)
 
 
 @pytest.fixture(scope="module")
 def valid(corpus: tuple[Path, Manifest]) -> Rows:
-    return Rows(*corpus, "valid")
+    return Rows(*corpus, "valid", LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +67,8 @@ def keys(batches: list[Batch]) -> list[tuple]:
 
 def test_rows_are_those_of_the_files(corpus: tuple[Path, Manifest], rows: Rows) -> None:
     folder, manifest = corpus
-    expected = np.concatenate([np.load(folder / shard.file) for shard in manifest.splits["train"].shards])
-    assert len(rows) == len(expected) == manifest.splits["train"].rows > 30
+    expected = np.concatenate([np.load(folder / shard.file) for shard in manifest.split(LENGTH, "train").shards])
+    assert len(rows) == len(expected) == manifest.split(LENGTH, "train").rows > 30
     assert np.array_equal(rows[np.arange(len(rows))], expected)
     found = rows[np.array([5, 0, 5])]
     assert found.dtype == np.int64 and np.array_equal(found, expected[[5, 0, 5]])
@@ -76,9 +81,9 @@ def test_rows_of_several_shards(corpus: tuple[Path, Manifest], rows: Rows, tmp_p
     shards = []
     for number, (start, end) in enumerate(itertools.pairwise(edges)):
         np.save(tmp_path / f"{number}.npy", everything[start:end].astype(np.uint16))
-        shards.append(replace(manifest.splits["train"].shards[0], file=f"{number}.npy", rows=end - start))
-    split = replace(manifest.splits["train"], shards=tuple(shards))
-    found = Rows(tmp_path, replace(manifest, splits={"train": split}), "train")
+        shards.append(replace(manifest.split(LENGTH, "train").shards[0], file=f"{number}.npy", rows=end - start))
+    split = replace(manifest.split(LENGTH, "train"), shards=tuple(shards))
+    found = Rows(tmp_path, replace(manifest, splits={LENGTH: {"train": split}}), "train", LENGTH)
     assert len(found) == len(rows)
     order = np.random.default_rng(0).permutation(len(rows))
     assert np.array_equal(found[order], everything[order])
@@ -87,14 +92,86 @@ def test_rows_of_several_shards(corpus: tuple[Path, Manifest], rows: Rows, tmp_p
 @pytest.mark.parametrize("change", ["rows", "length", "flat"])
 def test_a_shard_of_another_shape_is_refused(corpus: tuple[Path, Manifest], tmp_path: Path, change: str) -> None:
     folder, manifest = corpus
-    shard = manifest.splits["train"].shards[0]
+    shard = manifest.split(LENGTH, "train").shards[0]
     array = np.load(folder / shard.file)
     array = {"rows": array[:-1], "length": array[:, :-1], "flat": array.ravel()}[change]
     np.save(tmp_path / shard.file, array)
     with pytest.raises(UserError) as caught:
-        Rows(tmp_path, manifest, "train")
+        Rows(tmp_path, manifest, "train", LENGTH)[np.arange(1)]
     text = str(caught.value)
     assert shard.file in text and str(array.shape) in text and f"({shard.rows}, {LENGTH})" in text and "\n" not in text
+
+
+def test_few_files_stay_open(
+    rows: Rows, corpus: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And rows come from the right one, in whatever order they are asked for."""
+    monkeypatch.setattr(stream_module, "_OPEN_SHARDS", 3)
+    manifest, everything = corpus[1], rows[np.arange(len(rows))]
+    shards = []
+    for number, row in enumerate(everything):
+        np.save(tmp_path / f"{number}.npy", row[None].astype(np.uint16))
+        shards.append(replace(manifest.split(LENGTH, "train").shards[0], file=f"{number}.npy", rows=1))
+    split = replace(manifest.split(LENGTH, "train"), shards=tuple(shards))
+    found = Rows(tmp_path, replace(manifest, splits={LENGTH: {"train": split}}), "train", LENGTH)
+    assert found._open == {}, "a file was touched before a row was asked for"
+    for seed in range(5):
+        order = np.random.default_rng(seed).integers(0, len(rows), 20)
+        assert np.array_equal(found[order], everything[order])
+        assert len(found._open) <= 3
+    (tmp_path / "0.npy").write_bytes((tmp_path / "0.npy").read_bytes()[:-2])
+    found._open.clear()
+    with pytest.raises(OSError, match="0.npy has become shorter"):
+        found[np.array([0])]
+
+
+# ---- sources by weight, and rows of two lengths
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """Three sources of different sizes, the smallest with half of the samples; rows of two lengths."""
+    folder = tmp_path_factory.mktemp("mixed")
+    names = [write(folder / f"{n}.jsonl", documents(count, seed=n)) for n, count in enumerate((150, 60, 30))]
+    wanted = Wanted(
+        tuple(f"s{n}={name}" for n, name in enumerate(names)), (16, LENGTH), vocab_size=320, valid_fraction=0.25,
+        weights=("s2=0.5",),
+    )  # fmt: skip
+    return folder / "corpus", prepare(wanted, folder / "corpus", log=lambda line: None)
+
+
+def source_of(rows: Rows, row: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.cumsum(rows.of_source), row, side="right")
+
+
+def test_weights_decide_how_often_a_source_comes(mixed: tuple[Path, Manifest], masker: Masker) -> None:
+    rows = Rows(*mixed, "train", 16)
+    assert len(rows.of_source) == 3 and min(rows.of_source) > 0
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 400, 1))
+    for cursor in (0, 777, 10**9):
+        count = np.bincount(source_of(rows, stream.sample_rows(cursor)), minlength=3)
+        rest = 200 * rows.of_source[0] / (rows.of_source[0] + rows.of_source[1])
+        assert count[2] in (199, 200, 201) and abs(count[0] - rest) <= 2
+    size = rows.of_source[2]
+    mine = [row for row in stream.sample_rows(0) if row >= len(rows) - size][:size]
+    assert len(set(mine)) == min(size, len(mine)), "a row came twice before all had come"
+
+
+def test_the_first_steps_train_on_shorter_rows(mixed: tuple[Path, Manifest]) -> None:
+    masker = build_masker(Config(), mixed[1], load_corpus_tokenizer(*mixed))
+    short, long = Rows(*mixed, "train", 16), Rows(*mixed, "train", LENGTH)
+    stream = TrainStream(long, masker, SEED, Share(0, 1, 4, 2), warmup=(short, 3))
+    plain = {16: TrainStream(short, masker, SEED, Share(0, 1, 4, 2)),
+             LENGTH: TrainStream(long, masker, SEED, Share(0, 1, 4, 2))}  # fmt: skip
+    for start in (1, 3, 4):
+        steps = itertools.islice(stream.iterate(8 * (start - 1), start), 4)
+        for number, batches in enumerate(steps, start):
+            length = 16 if number <= 3 else LENGTH
+            assert stream.length(number) == length == batches[0]["input_ids"].shape[1]
+            assert keys(batches) == keys(plain[length].step(8 * (number - 1)))
+            assert stream.sample_rows(8 * (number - 1), number).tolist() == plain[length].sample_rows(
+                8 * (number - 1)
+            ).tolist()  # fmt: skip
 
 
 # ---- training
@@ -203,7 +280,7 @@ def test_a_batch_that_does_not_come_ends_the_wait(rows: Rows, masker: Masker, mo
     stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1), patience=0.2)
     batches = stream.iterate(0)
     next(batches)
-    monkeypatch.setattr(stream, "step", lambda _: time.sleep(1.5))
+    monkeypatch.setattr(stream, "step", lambda *_: time.sleep(1.5))
     with pytest.raises(RunError, match=r"samples \d+ to \d+ of .* did not come within 0.2 s"):
         for _ in range(3):  # one may be under way
             next(batches)
@@ -212,7 +289,7 @@ def test_a_batch_that_does_not_come_ends_the_wait(rows: Rows, masker: Masker, mo
 def test_a_batch_that_cannot_be_read_says_which(rows: Rows, masker: Masker, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1))
 
-    def step(_: int) -> None:
+    def step(*_: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(stream, "step", step)
@@ -241,14 +318,17 @@ def counted(batches: Iterable[tuple[int, Batch]]) -> list[Batch]:
     return [{name: tensor[:count] for name, tensor in batch.items()} for count, batch in batches]
 
 
-def test_validation_rows_are_the_first_held_out_ones(valid: Rows, masker: Masker) -> None:
+def test_validation_rows_are_a_sample_of_the_held_out_ones(valid: Rows, masker: Masker) -> None:
+    """Of a sample of them, in the order of the split."""
     assert len(valid) > 6
     restored = [
         batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
         for _, batch in valid_batches(valid, masker, 6, 4, 0, 1)
     ]
     assert [len(part) for part in restored] == [4, 2]
-    assert np.array_equal(torch.cat(restored).numpy(), valid[np.arange(6)])
+    everything = [tuple(row) for row in valid[np.arange(len(valid))].tolist()]
+    places = [everything.index(tuple(row)) for row in torch.cat(restored).tolist()]
+    assert places == sorted(set(places)) and places != list(range(6))
 
 
 def test_validation_masks_are_none_of_training(rows: Rows, masker: Masker) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from texts import assert_same_corpus, documents, write
 
 from cluster import Slurm
 from sctd.corpus.job import Wanted
 from sctd.corpus.prepare import prepare
 from support import until
+from texts import assert_same_corpus, documents, write
 
 pytestmark = pytest.mark.slurm
 

@@ -31,11 +31,11 @@ def dawdle():
     (folder / f"{place}-{os.environ['RANK']}").write_text(str(os.getpid()))
     time.sleep(0.3)
 step, write, batches, calls = TrainStream.step, checkpoint._write_rank, validate.valid_batches, []
-def slow_step(self, cursor):
+def slow_step(self, cursor, number):
     calls.append(cursor)
     if len(calls) > 3:
         dawdle()
-    return step(self, cursor)
+    return step(self, cursor, number)
 def slow_write(*args):
     dawdle()
     return write(*args)

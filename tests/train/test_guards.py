@@ -19,8 +19,8 @@ from sctd.cli import main
 from sctd.data.stream import TrainStream
 first, end = int(sys.argv[1]), int(sys.argv[2])
 iterate, backward, now = TrainStream.iterate, deepspeed.DeepSpeedEngine.backward, []
-def watched(self, cursor):
-    for batches in iterate(self, cursor):
+def watched(self, cursor, number):
+    for batches in iterate(self, cursor, number):
         now[:], cursor = self.samples(cursor)
         yield batches
 def poisoned(self, loss, *args, **kwargs):

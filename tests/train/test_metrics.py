@@ -17,7 +17,7 @@ from sctd.train.loop import Window
 from sctd.train.monitor import LOSSES, LossMeter
 from small_models import small
 
-PAD, LENGTH, ROWS = 7, 64, 8
+PAD, LENGTH, SHORT, ROWS = 7, 64, 32, 8
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(
         tokenizer=None,
         hook=HybridScheduleHook(True, 2, 0.5, LENGTH),
-        flops=small("sctd", LENGTH, recompute=True)[1],
+        flops={length: small("sctd", length, recompute=True)[1] for length in (LENGTH, SHORT)},
+        stream=SimpleNamespace(length=lambda step: SHORT if step == 4 else LENGTH),
         peak_flops=1e9,
         world=SimpleNamespace(size=2, device=torch.device("cpu")),
         config=SimpleNamespace(train=SimpleNamespace(batch_size=ROWS)),
@@ -52,9 +53,9 @@ def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
         with window.pace.forward():
             time.sleep(0.01)
         window.add(step)
-    progress.step, progress.cursor, progress.seconds = 2, 2 * ROWS, 0.5
+    progress.step, progress.cursor, progress.seconds, progress.tokens = 2, 2 * ROWS, 0.5, 2 * ROWS * LENGTH
     record = window.read(progress, lambda mine: [mine, mine + 3.0])
-    work = run.flops
+    work = run.flops[LENGTH]
     model = ROWS * (work.row(Phase.DROP, 32) + work.row(Phase.ALIGN, 32))
     executed = ROWS * (work.hardware_row(Phase.DROP, 32) + work.hardware_row(Phase.ALIGN, 32))
     assert record["mfu"] == pytest.approx(model / 0.5 / 2e9)
@@ -70,6 +71,13 @@ def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
     again = window.read(progress, lambda mine: [mine])
     assert again["padding"] == 32 / (4 * LENGTH) and again["step_seconds"] == 1.0
     assert again["mfu"] == pytest.approx(ROWS * work.row(Phase.DROP, 32) / 1.0 / 2e9)
+
+    window.add(4)  # a step on shorter rows
+    progress.step, progress.seconds, progress.tokens = 4, 2.5, progress.tokens + ROWS * SHORT
+    window.wait_for(slow_batches([0], 0.0))
+    short = window.read(progress, lambda mine: [mine])
+    assert short["mfu"] == pytest.approx(ROWS * run.flops[SHORT].row(Phase.ALIGN, 16) / 1.0 / 2e9)
+    assert short["tokens_per_s"] == ROWS * SHORT and short["keep"] == 16
 
 
 def test_utilisation_is_null_on_an_unknown_device(run: Any) -> None:

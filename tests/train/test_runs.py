@@ -1,5 +1,6 @@
 """Whole runs through the command line: what a run leaves, resuming bit for bit, ranks, ZeRO stages, arms."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from sctd.corpus.job import Wanted
+from sctd.corpus.prepare import prepare
+from sctd.corpus.sources import read_documents
 from sctd.train.checkpoint import read_importance
 from support import ROOT, assert_same_run, records, sctd, train
+from texts import write
 
 METRICS = """step phase loss mlm_drop mlm_full kl_global kl_local lr grad_norm samples tokens tokens_per_s mfu
 seconds""".split()  # noqa: SIM905
@@ -277,3 +282,57 @@ def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path
     done = sctd("pretrain", recipe, f"run.dir={run_dir}", "train.valid_every=5", "--resume")
     assert done.returncode == 2
     assert "names a checkpoint, but there is none" in done.stderr
+
+
+# ---- rows of two lengths
+
+
+@pytest.fixture(scope="module")
+def two_lengths(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose first five steps train on rows of 32 tokens, later ones on 64, of two weighted sources."""
+    folder = tmp_path_factory.mktemp("lengths")
+    texts = list(itertools.islice(read_documents("embedded"), 90))
+    for name, part in (("a", texts[:60]), ("b", texts[60:])):
+        write(folder / f"{name}.jsonl", part)
+    sources = tuple(f"{name}={folder}/{name}.jsonl" for name in "ab")
+    wanted = Wanted(sources, (32, 64), vocab_size=512, valid_fraction=0.1, weights=("b=0.5",))
+    prepare(wanted, folder / "corpus", log=lambda _: None)
+    path = folder / "lengths.yaml"
+    path.write_text(f"extends: {recipe}\ndata: {{corpus: {folder / 'corpus'}, warmup_seq_len: 32, warmup_steps: 5}}\n")
+    return path
+
+
+def test_a_warm_up_on_shorter_rows_resumes_at_any_step(two_lengths: Path, tmp_path: Path) -> None:
+    """Before the switch, at it, behind it."""
+    train(two_lengths, tmp_path / "whole")
+    whole = records(tmp_path / "whole")
+    assert [record["tokens"] for record in whole] == [
+        256 * min(step, 5) + 512 * max(0, step - 5) for step in range(1, 11)
+    ]
+    assert [record["keep"] for record in whole] == [16] * 5 + [32] * 5
+    for stop in (4, 5, 6):
+        run = tmp_path / str(stop)
+        train(two_lengths, run, f"train.stop_at={stop}")
+        train(two_lengths, run, "--resume")
+        assert_same_run(run, tmp_path / "whole")
+        assert [record["tokens"] for record in records(run)][-1] == whole[-1]["tokens"]
+
+
+def test_two_ranks_train_on_the_same_rows_of_two_lengths(two_lengths: Path, tmp_path: Path) -> None:
+    for ranks in (0, 2):
+        train(two_lengths, tmp_path / str(ranks), "model.dropout=0", "model.attention_dropout=0", ranks=ranks)
+    one, two = (records(tmp_path / ranks) for ranks in ("0", "2"))
+    assert [record["ledger"] for record in one] == [record["ledger"] for record in two]
+    assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in two], rel=1e-4)
+
+
+def test_lengths_that_the_corpus_has_not_are_refused(two_lengths: Path, tmp_path: Path) -> None:
+    for override, said in (
+        ("data.seq_len=48", "rows of 48 tokens are not in the corpus, it has 32 and 64"),
+        ("data.warmup_seq_len=16", "rows of 16 tokens are not in the corpus"),
+        ("data.warmup_seq_len=64", "lower it"),
+        ("data.warmup_steps=0", "set together"),
+    ):
+        done = sctd("pretrain", two_lengths, f"run.dir={tmp_path / 'run'}", override)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()

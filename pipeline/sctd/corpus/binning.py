@@ -21,7 +21,7 @@ from sctd.corpus.tokenizer import SpecialIds, load_tokenizer, special_ids, vocab
 
 LENGTH_BINS = 32  # of the histogram: documents of 2^i to 2^(i+1) - 1 tokens
 
-_DOCUMENT = np.dtype([*((name, INDEX[name].str) for name in INDEX.names), ("piece", "<u4"), ("source", "<u2")])
+_DOCUMENT = np.dtype([*INDEX.descr, ("piece", "<u4"), ("source", "<u2")])
 
 
 @dataclass(frozen=True)

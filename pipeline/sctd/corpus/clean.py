@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sctd.errors import UserError
 
-# C0 and C1 controls but tab and line feed, the byte order mark, and what stands for bytes that were no text. A carriage
-# return is left to the end of its line.
+# C0 and C1 controls but tab and line feed, the byte order mark, and two code points that are no characters. U+FFFD stays:
+# it stands for a character that was lost, and counts as a symbol.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
-_CARRIAGE_RETURN = re.compile("\r\n?")
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85]")  # a form feed must not join two words
 _ORDINARY = re.compile(r"[\w\s]+")
 
 
@@ -44,13 +44,13 @@ class Cleaner:
 
     def __call__(self, text: str) -> str | None:
         """The document in NFC, without control characters and outer white space; None where it is left out."""
+        if _CONTROL.search(text):
+            text = _CONTROL.sub("", _LINE_END.sub("\n", text))
+            self.counts["control"] += 1
+        # After the controls: what stood on either side of one may compose.
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
             self.counts["nfc"] += 1
-        if _CONTROL.search(text):
-            plain = _CONTROL.sub("", _CARRIAGE_RETURN.sub("\n", text))
-            self.counts["control"] += 1
-            text = plain
         text = text.strip()
         if not text:
             self.counts["blank"] += 1

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -112,7 +113,7 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(state: str) -> Tokenizer:
+def _loaded(state: str) -> Tokenizer:
     """Of what a tokenizer.json holds; made once for all pieces of a process."""
     return corpus_encoder(Tokenizer.from_str(state))
 
@@ -122,7 +123,7 @@ class _Encoder:
 
     def __init__(self, job: Job, item: int) -> None:
         self._job, self._item = job, item
-        self._tokenizer = _encoder((job.work / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+        self._tokenizer = _loaded((job.work / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
         self._dtype = row_dtype(vocab_size(self._tokenizer))
         self._unknown = special_ids(self._tokenizer).unk
         self._limit = job.limit(job.pieces[item].source)
@@ -176,7 +177,7 @@ class _Encoder:
         self._index.append(lines)
         self._run, self._lines, self._run_bytes = [], [], 0
 
-    def close(self) -> dict[str, int]:
+    def close(self) -> dict[str, Any]:
         """Everything on disk under its name."""
         self._flush()
         self._ids.flush()

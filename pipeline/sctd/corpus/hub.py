@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, streamed: nothing is stored on this machine."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from sctd.corpus.faults import Faults, one_line
@@ -29,7 +30,7 @@ def read_hub(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     try:
         for record in _opened(piece.spec).shard(num_shards=piece.end, index=piece.start):
             row += 1
-            text = text_of(record, form.field, lambda at=row: f"{piece.title}, row {at}", faults)
+            text = text_of(record, form.field, partial("{}, row {}".format, piece.title, row), faults)
             if text is not None:
                 yield text
     except UserError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from sctd.corpus.clean import Cleaner, Cleaning
@@ -25,7 +26,8 @@ from sctd.errors import UserError
 
 SAMPLE_BYTES = 1_000_000_000  # of text; more does not change the pieces by much
 _PIECE_BYTES = 64_000_000
-_JUDGED_DOCUMENTS = 2000
+_LEAST_CHANCE = 1 / 8  # of a document that is read to be taken: how much of a huge corpus is read for a small sample
+_JUDGED_DOCUMENTS, _JUDGED_CHARACTERS = 2000, 10_000
 _MAX_LENGTH = 512
 
 
@@ -45,6 +47,7 @@ def learn(
     Raises:
         UserError: bad input, or an `out` that holds something.
     """
+    out = Path(os.path.realpath(out))  # the rename must replace the folder behind a link, not the link
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     if sample_bytes < 1:
@@ -54,14 +57,16 @@ def learn(
     documents = seen.watched(sample(pieces, form, faults, sample_bytes, seed))
     tokenizer = train_tokenizer(documents, size, lowercase)
     if not seen.documents:
-        raise UserError(f"{', '.join(sources)}: no documents in it; name a source that holds text")
+        raise UserError(
+            f"{', '.join(sources)}: no document in the sample; name sources that hold text, or raise --sample"
+        )
     hidden = out.parent / f".{out.name}.part"
     shutil.rmtree(hidden, ignore_errors=True)
     save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
     os.rename(hidden, out)
-    ids = [index for part in encode_documents(corpus_encoder(tokenizer), seen.first) for index in part.tolist()]
-    unknown = ids.count(special_ids(tokenizer).unk) / max(1, len(ids))
-    words = sum(len(text.split()) for text in seen.first)
+    ids = np.concatenate(encode_documents(corpus_encoder(tokenizer), seen.judged))
+    unknown = np.count_nonzero(ids == special_ids(tokenizer).unk) / max(1, len(ids))
+    words = sum(len(text.split()) for text in seen.judged)
     skipped = f", {sum(faults.counts.values()):,} faults skipped" if faults.counts else ""
     log(
         f"{out}: {vocab_size(tokenizer):,} pieces from {seen.documents:,} documents, {seen.bytes / 1e6:,.1f} MB; "
@@ -71,15 +76,23 @@ def learn(
 
 
 def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: int, seed: int) -> Iterator[str]:
-    """Clean documents from all pieces, of about so many bytes: each by a hash of (seed, text), or every one where the
-    sources have no more. Reads all of them."""
-    share = sample_bytes / max(1, sum(piece.bytes for piece in pieces))
-    cleaner = Cleaner(Cleaning())
-    for piece in pieces:
-        for raw in read_piece(piece, form, faults):
+    """Clean documents of about so many bytes, from each piece its share, or all where the sources have no more.
+
+    A document is taken by a hash of (seed, text). Of a large piece only the beginning is read.
+    """
+    sizes = [max(1, piece.bytes) for piece in pieces]
+    share = sample_bytes / max(1, sum(sizes))
+    chance = max(share, _LEAST_CHANCE)
+    cleaner, room = Cleaner(Cleaning()), 0.0
+    for piece, size in zip(pieces, sizes, strict=True):
+        room += share * size
+        for raw in read_piece(piece, form, faults) if room > 0 else ():
             text = cleaner(raw)
-            if text is not None and (share >= 1.0 or _chosen(text, seed, share)):
+            if text is not None and (chance >= 1.0 or _chosen(text, seed, chance)):
                 yield text
+                room -= len(text.encode())
+                if room <= 0:
+                    break
 
 
 def train_documents_tokenizer(job: Job) -> Tokenizer:
@@ -99,16 +112,19 @@ def _chosen(text: str, seed: int, share: float) -> bool:
 
 
 class _Seen:
-    """What went into the learning: counts, and the first documents to judge the result by."""
+    """What went into the learning: counts, and documents from all over it to judge the result by."""
 
     def __init__(self) -> None:
         self.documents = self.bytes = 0
-        self.first: list[str] = []
+        self.judged: list[str] = []
+        self._stride = 1
 
     def watched(self, documents: Iterator[str]) -> Iterator[str]:
         for text in documents:
+            if self.documents % self._stride == 0:
+                self.judged.append(text[:_JUDGED_CHARACTERS])
+                if len(self.judged) == 2 * _JUDGED_DOCUMENTS:
+                    self.judged, self._stride = self.judged[::2], 2 * self._stride
             self.documents += 1
             self.bytes += len(text.encode())
-            if len(self.first) < _JUDGED_DOCUMENTS:
-                self.first.append(text)
             yield text

@@ -3,6 +3,7 @@ candidates (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datas
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from sctd.errors import UserError
 PERMUTATIONS = 128
 SHINGLE_WORDS = 5
 _SEED, _SCHEME = 1, "affine32"
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_KNOWN_WORDS = 1 << 18  # whose hashes are remembered
+_FOUND = 0.9  # of the pairs that are just similar enough; of nearer ones more
 
 
 def check_threshold(threshold: float) -> None:
@@ -42,32 +46,38 @@ class Sketcher:
         found = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
         for row, text in enumerate(texts):
             sketch = self._datasketch.MinHash(
-                PERMUTATIONS, _SEED, hashfunc=_hash32, permutations=self._permutations, scheme=_SCHEME
+                PERMUTATIONS, _SEED, hashfunc=int, permutations=self._permutations, scheme=_SCHEME
             )
-            sketch.update_batch(shingles(text))
+            sketch.update_batch(shingles(text).tolist())
             found[row] = sketch.hashvalues
         return found
 
 
-def shingles(text: str) -> list[bytes]:
-    """The runs of five words of a text, each once; a shorter text is one shingle."""
-    words = text.lower().split()
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return [run.encode() for run in {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(last)}]
+def shingles(text: str) -> np.ndarray:
+    """uint32: a hash of each run of five words; a shorter text is one run. Words lie between white space, so that a
+    script without spaces is compared by whole lines or more."""
+    words = np.array([_hash(word) for word in text.lower().split()], dtype=np.uint64)
+    runs = max(1, len(words) - SHINGLE_WORDS + 1)
+    mixed = np.zeros(runs, dtype=np.uint64)
+    for first in range(min(SHINGLE_WORDS, len(words))):
+        mixed = mixed * _ODD + words[first : first + runs]  # modulo 2^64
+    return (mixed >> np.uint64(32)).astype(np.uint32)
 
 
-def _hash32(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little")
+@lru_cache(_KNOWN_WORDS)
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def duplicates(sketches: Iterable[np.ndarray], threshold: float) -> np.ndarray:
     """Which documents are left out: bool, one for each, in the given order.
 
     A document is left out where an earlier one that stays has an estimated Jaccard similarity of `threshold` or more
-    to it. Candidates come from locality-sensitive hashing, which overlooks a few near the threshold.
+    to it. Candidates come from locality-sensitive hashing, which overlooks a few near the threshold; the estimate from
+    their sketches decides.
     """
     datasketch = _library()
-    index = datasketch.MinHashLSH(threshold=min(threshold, 0.99), num_perm=PERMUTATIONS)
+    index = datasketch.MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
     kept: dict[int, np.ndarray] = {}
     twins: list[bool] = []
     for block in sketches:
@@ -80,3 +90,13 @@ def duplicates(sketches: Iterable[np.ndarray], threshold: float) -> np.ndarray:
                 index.insert(len(twins), sketch)
             twins.append(twin)
     return np.array(twins, dtype=bool)
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """How many bands of how many values: the longest, so the fewest false candidates, that share one whole band in at
+    least _FOUND of the pairs of this similarity."""
+    longest = 1
+    for length in range(1, PERMUTATIONS // 2 + 1):
+        if 1.0 - (1.0 - threshold**length) ** (PERMUTATIONS // length) >= _FOUND:
+            longest = length
+    return PERMUTATIONS // longest, longest

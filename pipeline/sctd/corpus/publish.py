@@ -95,7 +95,7 @@ def unigram_entropy(counts: np.ndarray, special: SpecialIds) -> float:
 
 def _gather(job: Job, final: Path, packed: list[dict[str, Any]], split: str, length: int) -> Split:
     """Move the shards of a split to their names; one that an earlier start has moved stays where it is."""
-    shards = []
+    shards: list[Shard] = []
     mine = [row for row in packed if row["split"] == split and row["length"] == length]
     for row in sorted(mine, key=lambda row: row["source"]):  # stable: bin after bin, then the rests
         for shard in row["shards"]:

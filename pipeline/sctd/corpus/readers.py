@@ -12,6 +12,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -165,6 +166,9 @@ class _Lines:
             self._faults.found(problem, "undecodable")
             return None
 
+    def where(self, offset: int) -> str:
+        return f"{self.path}, line {self.number(offset)}"
+
     def number(self, offset: int) -> int:
         """The line that holds a byte, counted from 1. Reads the file from its beginning."""
         count = 1
@@ -193,9 +197,9 @@ def _json_documents(lines: _Lines, field: str, faults: Faults) -> Iterator[str]:
             record = json.loads(text)
         except (json.JSONDecodeError, RecursionError, ValueError) as error:
             hint = f"not valid JSON ({one_line(error)}); a .jsonl file has one JSON object a line"
-            faults.found(UserError(f"{lines.path}, line {lines.number(offset)}: {hint}"), "json")
+            faults.found(UserError(f"{lines.where(offset)}: {hint}"), "json")
             continue
-        found = text_of(record, field, lambda at=offset: f"{lines.path}, line {lines.number(at)}", faults)
+        found = text_of(record, field, partial(lines.where, offset), faults)
         if found is not None:
             yield found
 

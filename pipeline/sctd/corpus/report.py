@@ -187,7 +187,7 @@ def _share_bars(axis: Axes, names: list[str], shares: list[float], weights: list
         places, values = [place + height / 2 for place, _ in given], [weight for _, weight in given]
         bars = axis.barh(places, values, height, color=_ORANGE, label="weight in training")
         axis.bar_label(bars, [_percent(value) for value in values], padding=3)
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     axis.xaxis.set_major_formatter(_percent_tick)
     axis.set_xlim(0, 1.12 * max([*shares, *(weight for _, weight in given)]) or 1)
 

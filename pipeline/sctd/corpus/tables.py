@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def plan_table(source: int, path: Path, form: Form, piece_bytes: int) -> list[Pi
         return [Piece(source, str(path), kind, 0, None, size, path.name)]
     try:
         sizes = _group_bytes(path, form.field) if kind == "parquet" else _batch_bytes(path, form.field)
-    except (*_errors(), KeyError):
+    except _errors():
         return [Piece(source, str(path), kind, 0, None, size, path.name)]
     borders, run = [0], 0
     for number, group in enumerate(sizes):
@@ -54,12 +55,12 @@ def read_table(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
                 row = first
                 for text in column:
                     row += 1
-                    found = text_of({form.field: text}, form.field, lambda at=row: f"{path}, row {at}", faults)
+                    found = text_of({form.field: text}, form.field, partial("{}, row {}".format, path, row), faults)
                     if found is not None:
                         yield found
     except _Column as error:
         faults.found(UserError(str(error)), "field")
-    except (*_errors(), UnicodeDecodeError) as error:
+    except _errors() as error:
         problem = f"{path}: cannot be read as {name} after row {row} ({one_line(error)}); fetch it again"
         faults.found(UserError(problem), "unreadable")
 
@@ -74,7 +75,7 @@ def _errors() -> tuple[type[BaseException], ...]:
 
     import pyarrow
 
-    return (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error)
+    return (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
 
 
 @contextmanager

@@ -177,7 +177,8 @@ class Workers(Team):
     def _watch(self, team: Sequence[Any], pipes: Sequence[Any], task: Task, claims: Path) -> None:
         talking = dict(zip(pipes, range(len(team)), strict=True))
         while talking:
-            for pipe in wait(list(talking)):
+            ready = wait(list(talking))
+            for pipe in [pipe for pipe in talking if pipe in ready]:
                 with contextlib.suppress(EOFError):
                     self.log(pipe.recv())
                     continue
@@ -231,9 +232,9 @@ class Mpi(Team):
                 answer = (None, error)
                 if not isinstance(error, UserError | RunError | OSError):
                     traceback.print_exc()
-        value, error = self._comm.bcast(answer, root=0)
-        if error is not None:
-            raise error
+        value, problem = self._comm.bcast(answer, root=0)
+        if problem is not None:
+            raise problem
         return value
 
     def same(self, what: str, value: Mapping[str, str]) -> None:

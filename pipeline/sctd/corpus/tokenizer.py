@@ -180,14 +180,21 @@ def _count_words(documents: Iterable[str], lowercase: bool) -> Counter[str]:
     splitter = pre_tokenizers.BertPreTokenizer()
     # BERT's word boundaries include all white space, so that counting can come first and each spelling is split once.
     chunks: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+
+    def split_up() -> None:
+        for chunk, count in chunks.items():
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+                if len(word) <= MAX_WORD_CHARS:
+                    words[word] += count
+        chunks.clear()
+        _forget_rarest(words)
+
     for document in documents:
         chunks.update(document.split())
-        _forget_rarest(chunks)
-    words: Counter[str] = Counter()
-    for chunk, count in chunks.items():
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
-            if len(word) <= MAX_WORD_CHARS:
-                words[word] += count
+        if len(chunks) > MAX_DISTINCT_WORDS // 4:
+            split_up()
+    split_up()
     return words
 
 

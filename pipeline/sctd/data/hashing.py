@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 
 # What a number is drawn for. Distinct streams are independent for the same seed and sample.
-STREAM_ORDER, STREAM_MASK, STREAM_KIND, STREAM_TOKEN, STREAM_TIES, STREAM_VALID, STREAM_DROPOUT = range(7)
+STREAM_ORDER, STREAM_MASK, STREAM_KIND, STREAM_TOKEN, STREAM_TIES, STREAM_VALID, STREAM_DROPOUT, STREAM_SOURCE = range(
+    8
+)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

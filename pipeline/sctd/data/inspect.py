@@ -39,13 +39,14 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     there = Rows(folder, manifest, split, length)
     masker = build_masker(Config(run=RunConfig(seed=seed)), manifest, tokenizer)
     if split == "train":
+        _check_weights(folder, manifest, there)
         stream = TrainStream(there, masker, seed, Share(0, 1, rows, 1))
         row_B, (batch,) = stream.sample_rows(0), stream.step(0)
         names = [f"sample {number:,}: " for number in range(rows)]
         shown = f"train rows in the order of run.seed={seed}"
     else:
         rows = min(rows, len(there))
-        ((_, batch),) = valid_batches(there, masker, rows, rows, 0, 1)
+        _, batch = next(valid_batches(there, masker, len(there), rows, 0, 1))
         row_B, names, shown = np.arange(rows), [""] * rows, f"held-out rows with the masks of run.seed={seed}"
     files = _Files(folder, manifest, split, length)
     parts = [_header(folder, manifest), f"shown     {shown}: [MASK:word] hidden, [other<-word] replaced, [=word] kept"]
@@ -54,6 +55,15 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     ):
         parts.append(_row(name, files.place(row), manifest, tokenizer, *masked))
     return "\n\n".join(parts)
+
+
+def _check_weights(folder: Path, manifest: Manifest, rows: Rows) -> None:
+    for source, count in zip(manifest.sources, rows.of_source, strict=True):
+        if source.weight and not count:
+            raise UserError(
+                f"{folder}: source {source.name} has a weight of {source.weight:g}, but no train row of {rows.length} "
+                "tokens: prepare the corpus again without that weight"
+            )
 
 
 def _header(folder: Path, manifest: Manifest) -> str:

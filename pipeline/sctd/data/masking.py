@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from sctd.config import Config
+from sctd.corpus.manifest import Manifest
 from sctd.data.hashing import STREAM_KIND, STREAM_MASK, STREAM_TOKEN, below, hash64
 from sctd.errors import UserError
 
@@ -30,6 +33,17 @@ class MaskedRows:
 def target_count(probability: float, length: int) -> int:
     """M of a row of `length` tokens: the same for every row, so that shapes are static."""
     return max(1, round(probability * length))
+
+
+def build_masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> "Masker":
+    """The masks of a training on a corpus, drawn from `run.seed`."""
+    continuation_V = None
+    if config.data.whole_word:
+        continuation_V = np.zeros(manifest.vocab_size, dtype=bool)
+        for piece, number in tokenizer.get_vocab().items():
+            continuation_V[number] = piece.startswith("##")
+    special, seed = manifest.special_ids, config.run.seed
+    return Masker(seed, manifest.vocab_size, special.mask, special.all, config.data.mask_probability, continuation_V)
 
 
 class Masker:

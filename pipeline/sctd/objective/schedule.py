@@ -23,7 +23,7 @@ class HybridScheduleHook:
         interval: F; 0 for an arm without ALIGN steps.
         keep_ratio: share of the tokens kept, at the start where `grow_steps` is set.
         grow_steps: number of steps over which the share rises linearly to 1; 0 keeps it.
-        length: S, tokens a row.
+        length: S, tokens a row, but for steps that train on rows of another length.
     """
 
     def __init__(self, drops: bool, interval: int, keep_ratio: float, length: int, grow_steps: int = 0) -> None:
@@ -39,12 +39,12 @@ class HybridScheduleHook:
             return Phase.FULL
         return Phase.ALIGN if self.interval and step % self.interval == 0 else Phase.DROP
 
-    def keep(self, step: int) -> int:
-        """K at optimizer step `step`."""
+    def keep(self, step: int, length: int | None = None) -> int:
+        """K at optimizer step `step`, of rows of `length` tokens (None: S)."""
         grown = min(1.0, step / self.grow_steps) if self.grow_steps else 0.0
-        return kept_tokens(self.keep_ratio + (1 - self.keep_ratio) * grown, self.length)
+        return kept_tokens(self.keep_ratio + (1 - self.keep_ratio) * grown, length or self.length)
 
     def __call__(self, engine: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         step = engine.global_steps + 1
         phase = self.phase(step) if engine.module.training else Phase.FULL
-        return args, {**kwargs, "phase": phase, "keep": self.keep(step)}
+        return args, {**kwargs, "phase": phase, "keep": self.keep(step, kwargs["input_ids"].shape[1])}

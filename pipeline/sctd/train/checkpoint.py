@@ -45,6 +45,7 @@ class Progress:
 
     step: optimizer steps done. cursor: samples consumed. ledger: rolling hash of the rows trained on so far.
     seconds: time spent training. passed_over: spans of samples that training went back from.
+    tokens: positions trained on, which is samples times the length that their step's rows had.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class Progress:
     ledger: str = ""
     seconds: float = 0.0
     passed_over: list[tuple[int, int]] = field(default_factory=list)
+    tokens: int = 0
 
 
 def checkpoint_folder(run_dir: Path) -> Path:

@@ -37,9 +37,10 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
             f"model.vocab_size is {vocab}, but the tokenizer has token ids up to {manifest.vocab_size - 1}: "
             f"set it to {manifest.vocab_size}, or to 0 to take the tokenizer's"
         )
-    if manifest.seq_len > model.max_positions:
+    length = row_lengths(config, manifest)[0]
+    if length > model.max_positions:
         raise UserError(
-            f"the corpus has rows of {manifest.seq_len} tokens, model.max_positions is {model.max_positions}: "
+            f"the corpus has rows of {length} tokens, model.max_positions is {model.max_positions}: "
             "raise it, or prepare the corpus with a smaller --seq-len"
         )
     return BertShape(
@@ -54,6 +55,21 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
         layer_norm_eps=model.layer_norm_eps,
         initializer_range=model.initializer_range,
     )
+
+
+def row_lengths(config: Config, manifest: Manifest) -> tuple[int, ...]:
+    """Tokens a row of the training, and of its warm-up where it has one.
+
+    Raises:
+        UserError: a length that the corpus was not packed to, or a warm-up that is not shorter.
+    """
+    length, warmup = config.data.seq_len or manifest.seq_len, config.data.warmup_seq_len
+    found = (length, warmup) if warmup else (length,)
+    for each in found:
+        manifest.split(each, "train")
+    if warmup >= length:
+        raise UserError(f"data.warmup_seq_len is {warmup}, but the rows after it have {length} tokens: lower it")
+    return found
 
 
 def read_run(run_dir: Path) -> Config:
@@ -136,10 +152,10 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) ->
     rows = [
         ("arm", config.arm),
         ("optimizer steps", f"{step:,} of a horizon of {config.train.steps:,}"),
-        ("rows a step", f"{config.train.batch_size:,} of {manifest.seq_len} tokens"),
+        ("rows a step", f"{config.train.batch_size:,} of {row_lengths(config, manifest)[0]} tokens"),
         ("layers x hidden size", f"{model.layers} x {model.hidden_size}"),
         ("share of tokens kept in dropped layers", "all" if config.arm == "baseline" else f"{model.keep_ratio:.0%}"),
-        ("data", ", ".join(manifest.sources)),
+        ("data", ", ".join(source.spec for source in manifest.sources)),
         ("documents, tokens in the corpus", f"{manifest.documents:,}, {manifest.tokens:,}"),
         ("unigram entropy of the corpus (nats)", f"{manifest.unigram_entropy:.3f}"),
     ]

@@ -47,7 +47,7 @@ class Run:
     valid_rows: Rows
     masker: Masker
     tokenizer: Tokenizer
-    flops: StepFlops
+    flops: dict[int, StepFlops]  # by the length of a row
     peak_flops: float | None
     identity: dict[str, Any]
     mailbox: Mailbox
@@ -69,7 +69,7 @@ def train(run: Run, progress: Progress) -> Progress:
     while rollbacks < _ROLLBACKS:
         monitor = Monitor(run.run_dir, run.world, progress.step, cfg.stop_at or cfg.steps)
         run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
-        batches = run.stream.iterate(progress.cursor)
+        batches = run.stream.iterate(progress.cursor, progress.step + 1)
         try:
             return _train(run, progress, batches, monitor, requests, saver)
         except GoBack as wrong:
@@ -112,7 +112,8 @@ def _train(
         applied, first = run.watch.applied(), progress.cursor
         if run.importance is not None:
             run.importance.commit(applied)
-        progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor)
+        progress.ledger = extend_ledger(progress.ledger, run.stream, progress.cursor, step)
+        progress.tokens += cfg.batch_size * run.stream.length(step)
         progress.step, progress.cursor = step, run.stream.samples(progress.cursor)[1]
         if not applied:
             monitor.say(f"step {step} skipped, its gradients are not finite: samples {first} to {progress.cursor}")
@@ -199,7 +200,7 @@ class Window:
         self.pace = Pace(run.world.device)
 
     def _start(self, progress: Progress) -> None:
-        self._step, self._seconds = progress.step, progress.seconds
+        self._step, self._seconds, self._tokens = progress.step, progress.seconds, progress.tokens
         self._flops = self._hardware_flops = self._waited = 0.0
         self._padded = self._positions = 0
 
@@ -215,9 +216,10 @@ class Window:
 
     def add(self, step: int) -> None:
         hook, flops, rows = self._run.hook, self._run.flops, self._run.config.train.batch_size
-        phase, keep = hook.phase(step), hook.keep(step)
-        self._flops += flops.row(phase, keep) * rows
-        self._hardware_flops += flops.hardware_row(phase, keep) * rows
+        length = self._run.stream.length(step)
+        phase, keep = hook.phase(step), hook.keep(step, length)
+        self._flops += flops[length].row(phase, keep) * rows
+        self._hardware_flops += flops[length].hardware_row(phase, keep) * rows
 
     def read(self, progress: Progress, gather: Callable[[float], list[float]]) -> dict[str, Any]:
         """The metrics that need a stretch of time, and the counters; starts a new window.
@@ -226,12 +228,12 @@ class Window:
         """
         run = self._run
         steps, seconds = progress.step - self._step, progress.seconds - self._seconds
-        length = run.hook.length
+        length = run.stream.length(progress.step)
         peak = run.peak_flops and run.peak_flops * run.world.size
         record = {
             "samples": progress.cursor,
-            "tokens": progress.step * run.config.train.batch_size * length,
-            "tokens_per_s": steps * run.config.train.batch_size * length / seconds,
+            "tokens": progress.tokens,
+            "tokens_per_s": (progress.tokens - self._tokens) / seconds,
             "mfu": self._flops / seconds / peak if peak else None,
             "hfu": self._hardware_flops / seconds / peak if peak else None,
             "padding": self._padded / self._positions,
@@ -239,7 +241,7 @@ class Window:
             "seconds": progress.seconds,
             "step_seconds": seconds / steps,
             "skipped_steps": run.engine.skipped_steps,
-            "keep": run.hook.keep(progress.step) if run.hook.drops else length,
+            "keep": run.hook.keep(progress.step, length) if run.hook.drops else length,
             "ledger": progress.ledger,
             **spread(gather(self.pace.read())),
         }
@@ -261,7 +263,7 @@ def set_learning_rate(run: Run, step: int) -> float:
     return float(groups[0]["lr"])
 
 
-def extend_ledger(ledger: str, stream: TrainStream, cursor: int) -> str:
+def extend_ledger(ledger: str, stream: TrainStream, cursor: int, step: int) -> str:
     """Rolling hash of the rows trained on, begun with the corpus' own: equal ledgers, equal data in equal order."""
-    rows = stream.sample_rows(cursor)
+    rows = stream.sample_rows(cursor, step)
     return hashlib.sha256(ledger.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]

@@ -5,12 +5,11 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
 from sctd.corpus.prepare import load_corpus_tokenizer
-from sctd.data.masking import Masker
+from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
 from sctd.model.bert import BertShape
@@ -29,7 +28,7 @@ from sctd.train.attempts import attempt
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
-from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask
+from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask, row_lengths
 from sctd.train.launch import discover
 from sctd.train.lock import locked
 from sctd.train.loop import Run, restore, train
@@ -59,7 +58,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     user_json = read_deepspeed_json(deepspeed_config)
     if not config.data.corpus:
         raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
-    source = _Source.open(Path(config.data.corpus), full=launch.rank == 0)  # one rank hashes, all look at sizes
+    source = _Source.open(Path(config.data.corpus), config, (launch.rank, launch.size))
     shape = bert_shape(config, source.manifest)
     run_dir = Path(config.run.dir)
     check_run_dir(run_dir, resume)
@@ -105,7 +104,9 @@ def check(config: Config, deepspeed_config: str | None, world: int) -> tuple[Con
         UserError: what `pretrain` would refuse of the recipe, the DeepSpeed JSON and the corpus, where one is given.
     """
     if config.data.corpus:
-        bert_shape(config, read_manifest(Path(config.data.corpus)))
+        manifest = read_manifest(Path(config.data.corpus))
+        row_lengths(config, manifest)
+        bert_shape(config, manifest)
     return resolve(config, read_deepspeed_json(deepspeed_config), world)
 
 
@@ -118,9 +119,11 @@ class _Source:
     tokenizer: Tokenizer
 
     @staticmethod
-    def open(folder: Path, full: bool) -> "_Source":
+    def open(folder: Path, config: Config, rank: tuple[int, int]) -> "_Source":
+        """Every rank looks at the sizes of all files; each file is hashed by one of them."""
         manifest = read_manifest(folder)
-        verify_shards(folder, manifest, full=full)
+        row_lengths(config, manifest)
+        verify_shards(folder, manifest, part=rank)
         return _Source(folder, manifest, load_corpus_tokenizer(folder, manifest))
 
 
@@ -130,12 +133,15 @@ def _build(
     manifest, seed = source.manifest, config.run.seed
     torch.manual_seed(seed)
     model = build_model(config, shape, manifest.special_ids, world.device)
-    hook = build_hook(config, manifest.seq_len)
+    lengths = row_lengths(config, manifest)
+    hook = build_hook(config, lengths[0])
     engine = build_engine(model, config, ds_config, hook, world)
-    masker = _masker(config, manifest, source.tokenizer)
+    masker = build_masker(config, manifest, source.tokenizer)
     micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
     share = Share(world.rank, world.size, micro, accumulation)
-    rows = Rows(source.folder, manifest, "train")
+    rows, *shorter = (Rows(source.folder, manifest, "train", length) for length in lengths)
+    warmup = (shorter[0], config.data.warmup_steps) if shorter else None
+    _check_weights(rows)
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
@@ -143,13 +149,13 @@ def _build(
         engine=engine,
         hook=hook,
         importance=model.importance,
-        stream=TrainStream(rows, masker, seed, share, world.device.type == "cuda", config.train.timeout),
-        valid_rows=Rows(source.folder, manifest, "valid"),
+        stream=TrainStream(rows, masker, seed, share, world.device.type == "cuda", config.train.timeout, warmup),
+        valid_rows=Rows(source.folder, manifest, "valid", lengths[0]),
         masker=masker,
         tokenizer=source.tokenizer,
-        flops=step_flops(config, shape, manifest.seq_len),
+        flops={length: step_flops(config, shape, length) for length in lengths},
         peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
-        identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest)},
+        identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest, lengths)},
         mailbox=mailbox,
         watch=StepWatch(engine),
         unigram_entropy=manifest.unigram_entropy,
@@ -171,19 +177,18 @@ def _begin(
     return Progress(ledger=run.identity["data"])
 
 
-def _masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> Masker:
-    continuation_V = None
-    if config.data.whole_word:
-        continuation_V = np.zeros(manifest.vocab_size, dtype=bool)
-        for piece, number in tokenizer.get_vocab().items():
-            continuation_V[number] = piece.startswith("##")
-    special, seed = manifest.special_ids, config.run.seed
-    return Masker(seed, manifest.vocab_size, special.mask, special.all, config.data.mask_probability, continuation_V)
-
-
-def _data_hash(manifest: Manifest) -> str:
-    hashes = "".join(shard.sha256 for shard in manifest.splits["train"].shards)
+def _data_hash(manifest: Manifest, lengths: Iterable[int]) -> str:
+    hashes = "".join(shard.sha256 for length in lengths for shard in manifest.split(length, "train").shards)
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+
+
+def _check_weights(rows: Rows) -> None:
+    for number, (count, weight) in enumerate(zip(rows.of_source, rows.weights, strict=True)):
+        if weight and not count:
+            raise UserError(
+                f"corpus {rows.folder}: source {number + 1} has a weight of {weight:g}, but no row of {rows.length} "
+                "tokens: prepare the corpus again without that weight, or with more of that source"
+            )
 
 
 def _check_device(config: Config, device: str) -> None:
@@ -222,12 +227,14 @@ def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None
     cfg, engine, world, share = run.config, run.engine, run.world, run.stream.share
     parameters = sum(parameter.numel() for parameter in engine.module.parameters()) / 1e6
     schedule = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
-    keep = f", {run.hook.keep(1)} of {manifest.seq_len} tokens in dropped layers" if run.hook.drops else ""
+    keep = f", {run.hook.keep(1)} of {run.hook.length} tokens in dropped layers" if run.hook.drops else ""
     entropy = f"unigram entropy {manifest.unigram_entropy:.3f} nats"
     rows = f"{share.global_batch} rows a step = {share.world} x {share.micro_batch} x {share.accumulation}"
     say(f"model     {cfg.model.layers} layers x {cfg.model.hidden_size}, {parameters:.1f}M parameters")
     say(f"arm       {cfg.arm}{keep}{schedule}")
     say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, {entropy}")
+    if cfg.data.warmup_steps:
+        say(f"warm-up   rows of {cfg.data.warmup_seq_len} tokens for {cfg.data.warmup_steps:,} steps")
     say(f"engine    DeepSpeed, ZeRO-{cfg.train.zero_stage}, {cfg.train.precision}, {world.size} x {world.device.type}")
     say(f"batch     {rows} (ranks x rows at once x accumulation)")
     say(f"run       {run.run_dir}")
