@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sctd.errors import UserError
 
-# C0 and C1 controls but tab and line feed, the byte order mark, and two code points that are no characters. U+FFFD stays:
-# it stands for a character that was lost, and counts as a symbol.
+# C0 and C1 controls but tab and line feed, the byte order mark, and two code points that are no characters. U+FFFD
+# stays: it stands for a character that was lost, and counts as a symbol.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x85]")  # a form feed must not join two words
 _ORDINARY = re.compile(r"[\w\s]+")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from tokenizers import Tokenizer
 
 from sctd.config import Config
@@ -68,7 +69,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
     with mailbox.listening():
         world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
-        _check_device(config, world.device.type)
+        _check_device(config, ds_config, world.device.type)
         with locked(run_dir, world), attempt(run_dir, world) as this:
             if resume:
                 check_same_run(config, ds_config, run_dir)
@@ -191,8 +192,14 @@ def _check_weights(rows: Rows) -> None:
             )
 
 
-def _check_device(config: Config, device: str) -> None:
+def _check_device(config: Config, ds_config: dict[str, Any], device: str) -> None:
     """What this machine must have for what the configuration asks for."""
+    for name, has in (("fp16", get_accelerator().is_fp16_supported), ("bf16", get_accelerator().is_bf16_supported)):
+        if ds_config.get(name, {}).get("enabled") and not has():
+            others = "bf16 or fp32" if name == "fp16" else "fp16 or fp32"
+            raise UserError(
+                f"train.precision is {name}, which DeepSpeed cannot train in on this {device}: use {others}"
+            )
     try:
         backend(device)
     except ValueError as error:
