@@ -68,10 +68,12 @@ setup(
         "pyarrow>=20",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "matplotlib>=3.9",
     ],
     extras_require={
         "evaluation": ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2"],
         "mpi": ["mpi4py>=4.1"],
+        "near": ["datasketch>=2,<3"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6",
@@ -79,8 +81,8 @@ setup(
             "mypy>=1.15",
             "types-PyYAML",
             "types-tqdm",
-            "matplotlib>=3.9",
             "mpi4py>=4.1",
+            "datasketch>=2,<3",
             # Comes with torch's CUDA builds; the tests run its kernels under its interpreter.
             "triton>=3.6; sys_platform == 'linux'",
         ],
