@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sctd.corpus.clean import Cleaning
 
 from sctd.corpus import binning, encode, job, shards
 from sctd.corpus import prepare as module
+from sctd.corpus.clean import Cleaning
 from sctd.corpus.encode import document_hash, falls_to_valid
 from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
@@ -414,6 +414,14 @@ def test_bad_settings(tmp_path: Path, source: str, changes: dict[str, Any], said
 def test_weights_must_leave_something(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError, match="leaves nothing for b"):
         run([f"a={source}", f"b={source}"], tmp_path / "out", weights=("a=1",))
+
+
+def test_a_weighted_source_needs_rows(tmp_path: Path, source: str) -> None:
+    """Here it has none, as all its documents are copies."""
+    again = write(tmp_path / "again.jsonl", documents(50))
+    with pytest.raises(UserError, match="--weight b=0.5: b has no train row of 16; leave the weight out"):
+        run([f"a={source}", f"b={again}"], tmp_path / "out", weights=("b=0.5",))
+    assert not (tmp_path / ".out.work").exists()
 
 
 @pytest.mark.parametrize(("text", "size"), [("64MB", 64 * 10**6), ("1.5GB", 1_500_000_000), ("10", 10), ("2k", 2000)])

@@ -206,17 +206,6 @@ def test_weights_decide_the_order(folder: Path, tmp_path: Path) -> None:
     assert abs(sources.count("more") - 30) <= 2
 
 
-def test_a_weighted_source_without_rows_is_refused(folder: Path, tmp_path: Path) -> None:
-    out = with_weights(folder, tmp_path / "corpus", None, 0.75)
-    manifest = read_manifest(out)
-    shards = tuple(shard for shard in manifest.split(16, "train").shards if shard.source == 0)
-    split = Split(sum(shard.rows for shard in shards), shards)
-    splits = {**manifest.splits, 16: {**manifest.splits[16], "train": split}}
-    write_manifest(out, replace(manifest, splits=splits))
-    with pytest.raises(UserError, match="source more has a weight of 0.75, but no train row of 16 tokens"):
-        inspect(out, 1, 16, "train", SEED)
-
-
 def test_the_header(folder: Path) -> None:
     said = inspect(folder, 1, None, "train", SEED)
     manifest = read_manifest(folder)

@@ -161,6 +161,11 @@ def _check_rows(job: Job, splits: dict[int, dict[str, Split]], totals: list[dict
                 f"{where}: {found} do not fill one valid row of {length}; raise --valid-fraction (now {fraction}) or "
                 "add text"
             )
+        train = {shard.source for shard in split["train"].shards}
+        for number, weight in enumerate(weights(job.wanted, job.sources)):
+            if not problem and weight is not None and number not in train:
+                name = job.sources[number].name
+                problem = f"--weight {name}={weight:g}: {name} has no train row of {length}; leave the weight out"
     if problem:
         shutil.rmtree(job.work, ignore_errors=True)  # other settings are needed: nothing of this can be used again
         raise UserError(problem)

@@ -39,7 +39,6 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     there = Rows(folder, manifest, split, length)
     masker = build_masker(Config(run=RunConfig(seed=seed)), manifest, tokenizer)
     if split == "train":
-        _check_weights(folder, manifest, there)
         stream = TrainStream(there, masker, seed, Share(0, 1, rows, 1))
         row_B, (batch,) = stream.sample_rows(0), stream.step(0)
         names = [f"sample {number:,}: " for number in range(rows)]
@@ -55,15 +54,6 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     ):
         parts.append(_row(name, files.place(row), manifest, tokenizer, *masked))
     return "\n\n".join(parts)
-
-
-def _check_weights(folder: Path, manifest: Manifest, rows: Rows) -> None:
-    for source, count in zip(manifest.sources, rows.of_source, strict=True):
-        if source.weight and not count:
-            raise UserError(
-                f"{folder}: source {source.name} has a weight of {source.weight:g}, but no train row of {rows.length} "
-                "tokens: prepare the corpus again without that weight"
-            )
 
 
 def _header(folder: Path, manifest: Manifest) -> str:

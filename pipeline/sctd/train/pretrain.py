@@ -142,7 +142,6 @@ def _build(
     share = Share(world.rank, world.size, micro, accumulation)
     rows, *shorter = (Rows(source.folder, manifest, "train", length) for length in lengths)
     warmup = (shorter[0], config.data.warmup_steps) if shorter else None
-    _check_weights(rows)
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
@@ -181,15 +180,6 @@ def _begin(
 def _data_hash(manifest: Manifest, lengths: Iterable[int]) -> str:
     hashes = "".join(shard.sha256 for length in lengths for shard in manifest.split(length, "train").shards)
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
-
-
-def _check_weights(rows: Rows) -> None:
-    for number, (count, weight) in enumerate(zip(rows.of_source, rows.weights, strict=True)):
-        if weight and not count:
-            raise UserError(
-                f"corpus {rows.folder}: source {number + 1} has a weight of {weight:g}, but no row of {rows.length} "
-                "tokens: prepare the corpus again without that weight, or with more of that source"
-            )
 
 
 def _check_device(config: Config, ds_config: dict[str, Any], device: str) -> None:
