@@ -81,9 +81,9 @@ def test_tokenizer_or_shard_that_does_not_match(
     assert "tokenizer" in refused(capsys, "pretrain", recipe, f"data.corpus={other}", run)
     cut = tmp_path / "cut"
     shutil.copytree(corpus, cut)
-    shard = cut / "train-00000.npy"
+    shard = cut / "train-64-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-2])
-    assert "train-00000.npy" in refused(capsys, "pretrain", recipe, f"data.corpus={cut}", run)
+    assert "train-64-00000.npy" in refused(capsys, "pretrain", recipe, f"data.corpus={cut}", run)
     assert not (tmp_path / "run").exists()
 
 
@@ -92,11 +92,11 @@ def test_a_shard_altered_in_place(
 ) -> None:
     altered = tmp_path / "altered"
     shutil.copytree(corpus, altered)
-    data = bytearray((altered / "valid-00000.npy").read_bytes())
+    data = bytearray((altered / "valid-64-00000.npy").read_bytes())
     data[-1] ^= 1
-    (altered / "valid-00000.npy").write_bytes(data)
+    (altered / "valid-64-00000.npy").write_bytes(data)
     line = refused(capsys, "pretrain", recipe, f"data.corpus={altered}", f"run.dir={tmp_path / 'run'}")
-    assert "valid-00000.npy" in line
+    assert "valid-64-00000.npy" in line
     assert not (tmp_path / "run").exists()
 
 

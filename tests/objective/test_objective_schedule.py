@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from sctd.config import ObjectiveConfig
@@ -15,13 +16,20 @@ def make_hook(arm: str = "sctd", interval: int = 10, keep_ratio: float = 0.5, le
     return HybridScheduleHook(chosen.drops, interval if chosen.aligns else 0, keep_ratio, length, grow_steps)
 
 
-def call(hook: HybridScheduleHook, global_steps: int, training: bool = True) -> tuple[Phase, int]:
+def call(hook: HybridScheduleHook, global_steps: int, training: bool = True, length: int = 512) -> tuple[Phase, int]:
     engine = SimpleNamespace(global_steps=global_steps, module=SimpleNamespace(training=training))
-    args, kwargs = hook(engine, ("x",), {"labels": 1})
-    assert args == ("x",) and kwargs.pop("labels") == 1
+    ids = np.ones((2, length))
+    args, kwargs = hook(engine, ("x",), {"labels": 1, "input_ids": ids})
+    assert args == ("x",) and kwargs.pop("labels") == 1 and kwargs.pop("input_ids") is ids
     phase, keep = kwargs.pop("phase"), kwargs.pop("keep")
     assert not kwargs
     return phase, keep
+
+
+def test_kept_tokens_follow_the_rows_of_the_step() -> None:
+    """Whatever length the schedule was told: a warm-up trains on shorter rows."""
+    hook = make_hook(length=512)
+    assert [call(hook, 0, length=length)[1] for length in (512, 128, 64)] == [256, 64, 32]
 
 
 @pytest.mark.parametrize("interval", [1, 2, 7, 10, 1000])
