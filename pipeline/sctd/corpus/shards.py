@@ -1,4 +1,4 @@
-"""Rows to .npy shards that np.load maps into memory, each flushed to disk and hashed."""
+"""Rows to .npy shards, each flushed to disk and hashed."""
 
 import os
 from pathlib import Path
