@@ -206,6 +206,8 @@ def test_limits_take_the_first_documents(tmp_path: Path, source: str, plan: int)
         assert manifest.documents == expected
         first = documents(200)[:expected]
         assert manifest.text_bytes == sum(len(text) for text in first)
+        facts = json.loads((tmp_path / limit / "report.json").read_text())
+        assert sum(rank["pieces"] for rank in facts["ranks"]) <= 1 + expected * 250 // plan, "read on for nothing"
 
 
 @pytest.mark.parametrize("plan", [2000, 10**6])

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from sctd.corpus.clean import Cleaner
 from sctd.corpus.job import Job, write_json
+from sctd.corpus.select import is_beyond
 from sctd.corpus.shards import row_dtype, save_array
 from sctd.corpus.sources import Faults, read_piece
 from sctd.corpus.team import Rank
@@ -62,6 +63,8 @@ class Encode:
 
     def __call__(self, item: int, rank: Rank) -> None:
         job, piece, start = self.job, self.job.pieces[item], time.monotonic()
+        if is_beyond(job, item):
+            return
         faults, cleaner = Faults(job.wanted.on_error), Cleaner(job.wanted.cleaning)
         encoder = _Encoder(job, item)
         read = read_bytes = 0
@@ -126,7 +129,7 @@ class _Encoder:
         self._tokenizer = _loaded((job.work / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
         self._dtype = row_dtype(vocab_size(self._tokenizer))
         self._unknown = special_ids(self._tokenizer).unk
-        self._limit = job.limit(job.pieces[item].source)
+        self._limit = job.limits[job.pieces[item].source]
         self._hidden = job.piece(item, ".ids.part")
         self._ids = self._hidden.open("wb")
         self._written = self._run_bytes = 0

@@ -87,6 +87,8 @@ class Job:
 
     wanted: Wanted
     out: Path
+    sources: tuple[Source, ...]
+    limits: tuple[Limit, ...]
     pieces: tuple[Piece, ...]
     settings: dict[str, Any]
     bins: int
@@ -95,18 +97,11 @@ class Job:
     def work(self) -> Path:
         return work_folder(self.out)
 
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return parse_sources(self.wanted.sources)
-
     def piece(self, number: int, ending: str) -> Path:
         return self.work / "pieces" / f"{number:06d}{ending}"
 
     def bin(self, number: int, ending: str) -> Path:
         return self.work / "bins" / f"{number:04d}{ending}"
-
-    def limit(self, source: int) -> Limit:
-        return limits(self.wanted, self.sources)[source]
 
 
 def work_folder(out: Path) -> Path:
@@ -114,10 +109,10 @@ def work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.work"
 
 
-def expected_bytes(wanted: Wanted, pieces: Sequence[Piece]) -> int:
-    """Text that will be taken, estimated from the pieces and the limits."""
+def expected_bytes(limits: Sequence[Limit], pieces: Sequence[Piece]) -> int:
+    """Text that will be taken, estimated from the pieces and the limits of the sources."""
     total = 0
-    for source, limit in enumerate(limits(wanted, parse_sources(wanted.sources))):
+    for source, limit in enumerate(limits):
         size = sum(piece.bytes for piece in pieces if piece.source == source)
         most = [count * each for count, each in ((limit.documents, 10_000), (limit.tokens, 6)) if count is not None]
         total += min([size, *most])
@@ -156,7 +151,7 @@ def check(wanted: Wanted) -> None:
         check_threshold(wanted.near_duplicates)
     wanted.cleaning.check()
     weights(wanted, sources)
-    limits(wanted, sources)
+    limits_of(wanted, sources)
 
 
 def weights(wanted: Wanted, sources: tuple[Source, ...]) -> list[float | None]:
@@ -176,7 +171,7 @@ def weights(wanted: Wanted, sources: tuple[Source, ...]) -> list[float | None]:
     return found
 
 
-def limits(wanted: Wanted, sources: tuple[Source, ...]) -> list[Limit]:
+def limits_of(wanted: Wanted, sources: tuple[Source, ...]) -> tuple[Limit, ...]:
     """The limits of each source."""
     found = [Limit() for _ in sources]
     for key, texts in (("documents", wanted.max_documents), ("tokens", wanted.max_tokens)):
@@ -188,7 +183,7 @@ def limits(wanted: Wanted, sources: tuple[Source, ...]) -> list[Limit]:
                 raise UserError(f"{option} {text}: must be at least 1")
             for place in range(len(sources)) if number is None else [number]:
                 found[place] = dataclasses.replace(found[place], **{key: count})
-    return found
+    return tuple(found)
 
 
 def _named(text: str, sources: tuple[Source, ...], option: str) -> tuple[int | None, str]:

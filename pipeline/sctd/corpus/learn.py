@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sctd.corpus.clean import Cleaner, Cleaning
 from sctd.corpus.encode import document_hash, falls_to_valid
-from sctd.corpus.job import Job
+from sctd.corpus.job import Job, expected_bytes
 from sctd.corpus.sources import Faults, Form, Piece, parse_sources, plan_pieces, read_piece
 from sctd.corpus.tokenizer import (
     corpus_encoder,
@@ -99,7 +99,8 @@ def train_documents_tokenizer(job: Job) -> Tokenizer:
     """The tokenizer of a corpus that was given none, from a sample of the documents that are not held out."""
     wanted = job.wanted
     faults = Faults(wanted.on_error)
-    documents = sample(job.pieces, wanted.form, faults, SAMPLE_BYTES, wanted.seed)
+    size = min(SAMPLE_BYTES, expected_bytes(job.limits, job.pieces))
+    documents = sample(job.pieces, wanted.form, faults, size, wanted.seed)
     mine = (
         text for text in documents if not falls_to_valid(document_hash(text, wanted.seed)[2], wanted.valid_fraction)
     )

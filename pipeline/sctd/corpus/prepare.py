@@ -25,6 +25,7 @@ from sctd.corpus.job import (
     changed_settings,
     check,
     expected_bytes,
+    limits_of,
     locked,
     read_json,
     settings_of,
@@ -35,7 +36,7 @@ from sctd.corpus.job import (
 )
 from sctd.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_shards
 from sctd.corpus.publish import publish
-from sctd.corpus.select import SELECTED, select, skipped
+from sctd.corpus.select import SELECTED, is_beyond, select
 from sctd.corpus.sources import Piece, parse_sources, plan_pieces
 from sctd.corpus.team import Task, Team, left_behind
 from sctd.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -141,9 +142,11 @@ def _begin(wanted: Wanted, settings: dict[str, Any], out: Path, log: Callable[[s
     """The job that the work folder holds, or a new one, with its tokenizer."""
     work = work_folder(out)
     stored = read_json(work / _JOB) if (work / _JOB).is_file() else None
-    pieces = tuple(plan_pieces(parse_sources(wanted.sources), wanted.form, wanted.shard_plan))
-    size = expected_bytes(wanted, pieces)
-    job = Job(wanted, out, pieces, settings, bin_count(size))
+    sources = parse_sources(wanted.sources)
+    limits = limits_of(wanted, sources)
+    pieces = tuple(plan_pieces(sources, wanted.form, wanted.shard_plan))
+    size = expected_bytes(limits, pieces)
+    job = Job(wanted, out, sources, limits, pieces, settings, bin_count(size))
     if stored is not None:
         changed = changed_settings({**settings, "versions": versions()}, stored["settings"])
         if not changed:
@@ -224,7 +227,7 @@ def _learn(job: Job, log: Callable[[str], Any]) -> Tokenizer:
 
 
 def _pieces_to_do(job: Job, log: Callable[[str], Any]) -> list[int]:
-    passed = set(skipped(job))
+    passed = {number for number in range(len(job.pieces)) if is_beyond(job, number)}
     todo = [n for n in range(len(job.pieces)) if n not in passed and not job.piece(n, ".json").is_file()]
     there = len(job.pieces) - len(passed) - len(todo)
     if there:

@@ -1,18 +1,49 @@
 """Between encoding and packing: where the limits cut, and which documents are nearly another's twin."""
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from sctd.corpus.job import Job, read_json, write_json
+from sctd.corpus.job import Job, Limit, read_json, write_json
 from sctd.corpus.shards import save_array
 
 SELECTED = "select.json"
 
 
-def skipped(job: Job) -> list[int]:
-    """Pieces that no limit lets in any more, as far as finished pieces tell."""
-    return [number for number, cut in enumerate(_cuts(job)) if cut == 0]
+def is_beyond(job: Job, number: int) -> bool:
+    """Whether the pieces before this one, as far as they are finished in a row, have reached their source's limit."""
+    source = job.pieces[number].source
+    limit, taken = job.limits[source], np.zeros(2, dtype=np.int64)
+    for before in range(number if limit != Limit() else 0):
+        if job.pieces[before].source == source:
+            counts = _counts(job.piece(before, ".json"))
+            if counts is None:
+                return False
+            taken += counts
+            if _is_reached(limit, taken):
+                return True
+    return False
+
+
+def _is_reached(limit: Limit, taken: np.ndarray) -> bool:
+    most = zip((limit.documents, limit.tokens), taken, strict=True)
+    return any(allowed is not None and have >= allowed for allowed, have in most)
+
+
+def _counts(path: Path) -> np.ndarray | None:
+    """Documents and tokens of a finished piece."""
+    try:
+        return _counts_of(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@cache
+def _counts_of(path: Path, _: int) -> np.ndarray:
+    facts = read_json(path)
+    return np.array([facts["documents"], facts["tokens"]], dtype=np.int64)
 
 
 def select(job: Job) -> None:
@@ -25,40 +56,30 @@ def select(job: Job) -> None:
 
 
 def _cuts(job: Job) -> list[int | None]:
-    """How many documents of each piece are taken, in the order of reading."""
-    cuts: list[int | None] = [None] * len(job.pieces)
-    taken: dict[int, list[int]] = {}  # source: documents, tokens
+    """How many documents of each piece are taken, in the order of reading; None for all."""
+    cuts: list[int | None] = []
+    taken = np.zeros((len(job.sources), 2), dtype=np.int64)
     for number, piece in enumerate(job.pieces):
-        limit = job.limit(piece.source)
-        if limit.documents is None and limit.tokens is None:
+        limit, before = job.limits[piece.source], taken[piece.source].copy()
+        if _is_reached(limit, before):
+            cuts.append(0)
             continue
-        documents, tokens = taken.setdefault(piece.source, [0, 0])
-        room = [
-            None if most is None else max(0, most - have)
-            for most, have in ((limit.documents, documents), (limit.tokens, tokens))
-        ]
-        if 0 in room:
-            cuts[number] = 0
-            continue
-        if not job.piece(number, ".json").is_file():
-            taken[piece.source] = [-(1 << 60), -(1 << 60)]  # what follows cannot be known yet
-            continue
-        facts = read_json(job.piece(number, ".json"))
-        here = [facts["documents"], facts["tokens"]]
-        if any(most is not None and have > most for most, have in zip(room, here, strict=True)):
-            cuts[number] = _fitting(job, number, *room)
-            taken[piece.source] = [1 << 60, 1 << 60]
-        else:
-            taken[piece.source] = [documents + here[0], tokens + here[1]]
+        counts = _counts(job.piece(number, ".json"))
+        assert counts is not None, "a piece that no limit keeps out is finished"
+        taken[piece.source] += counts
+        beyond = _is_reached(limit, taken[piece.source])
+        cuts.append(_fitting(job, number, limit, before) if beyond else None)
     return cuts
 
 
-def _fitting(job: Job, number: int, documents: int | None, tokens: int | None) -> int:
+def _fitting(job: Job, number: int, limit: Limit, before: np.ndarray) -> int:
     """So many documents of a piece keep within what is left."""
     index = np.load(job.piece(number, ".index.npy"))
     lengths = index["length"][np.argsort(index["position"])].astype(np.int64)
-    fits = len(lengths) if tokens is None else int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
-    return fits if documents is None else min(documents, fits)
+    fits = len(lengths)
+    if limit.tokens is not None:
+        fits = int(np.searchsorted(np.cumsum(lengths), limit.tokens - before[1], side="right"))
+    return fits if limit.documents is None else min(limit.documents - int(before[0]), fits)
 
 
 def _mark_twins(job: Job, cuts: list[int | None]) -> None:
