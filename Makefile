@@ -14,10 +14,11 @@ RESUME = $(if $(wildcard $(RUNS)/demo/config.yaml),--resume)
 .PHONY: pretrain test bench lint clean
 .DELETE_ON_ERROR:
 
-# torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time.
+# torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time. seqeval asks for
+# setuptools_scm as it is built.
 .venv/ready: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch setuptools wheel
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch setuptools setuptools_scm wheel
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --no-build-isolation -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
@@ -26,7 +27,7 @@ pretrain: .venv/ready
 	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(RESUME) $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 bench: .venv/ready
 	$(BIN)/sctd bench bert-base-sctd model.attention_dropout=0 --out benchmarks/results $(ARGS)

