@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sctd import __version__, cli_corpus
+from sctd import __version__, cli_corpus, cli_evaluate
 from sctd.config import load_config, recipe_names, to_yaml
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
 
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(verbs.add_parser("doctor", help="whether this machine, or this job, can train"))
     _add_verify_resume(verbs.add_parser("verify-resume", help="kill a run, resume it, compare with one left alone"))
     _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
+    cli_evaluate.add_verbs(verbs)
     return parser
 
 
@@ -136,6 +137,7 @@ def _add_verify_resume(verb: argparse.ArgumentParser) -> None:
 def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", type=Path, help="folder of a pretraining run")
     verb.add_argument("--out", required=True, type=Path, help="folder of the exported model")
+    verb.add_argument("--step", type=_positive, help="of the checkpoint (default: the newest)")
     verb.set_defaults(call=_export)
 
 
@@ -173,9 +175,15 @@ def _pretrain(args: argparse.Namespace) -> int:
         config, _ = resolve(config, read_deepspeed_json(args.deepspeed_config), world_size(os.environ))
         print(to_yaml(config), end="")
         return 0
+    evaluator = None
+    if config.evaluation.every:
+        cli_evaluate.require_libraries()
+        from sctd.evaluate.during import build_evaluator
+
+        evaluator = build_evaluator(config.evaluation)
     from sctd.train.pretrain import pretrain
 
-    return pretrain(config, resume=args.resume, deepspeed_config=args.deepspeed_config)
+    return pretrain(config, args.resume, args.deepspeed_config, evaluator)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -227,7 +235,8 @@ def _verify_resume(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from sctd.evaluate.card import score_rows
     from sctd.train.export import export_run
 
-    export_run(args.run, args.out)
+    export_run(args.run, args.out, args.step, score_rows(args.run, args.step))
     print(f"exported {args.out}")

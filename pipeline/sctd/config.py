@@ -124,6 +124,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """While the run trains; `sctd finetune` and `sctd probe` evaluate what it leaves."""
+
+    every: int = 0  # optimizer steps between evaluations; 0: never
+    probes: tuple[str, ...] = ()  # of every layer: tense, subj_number, or files in SentEval's form
+    task: str = ""  # to fine-tune on, with the first seed
+    steps: int = 100  # of the fine-tuning
+    data_dir: str = ""  # folder with the files of both
+
+
+@dataclass(frozen=True)
 class Config:
     arm: str = "sctd"
     run: RunConfig = field(default_factory=RunConfig)
@@ -134,6 +145,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def recipe_names() -> list[str]:
@@ -153,7 +165,7 @@ def load_config(recipe: str, overrides: typing.Sequence[str] = ()) -> Config:
     """
     tree = _read_recipe(recipe, seen=())
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and not run.get("dir"):
         run["dir"] = f"runs/{Path(recipe).stem}"
@@ -220,7 +232,8 @@ def merge_dicts(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into a recipe's tree, the value read as YAML. UserError where it is none."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise UserError(f"override {override!r}: write it as section.key=value")
@@ -379,6 +392,15 @@ def validate(config: Config) -> None:
         "schedule.decay_steps",
         schedule.decay_steps,
         "at least 0 and no longer than what follows the warm-up",
+    )
+    evaluation = config.evaluation
+    _require(evaluation.every >= 0, "evaluation.every", evaluation.every, "at least 0")
+    _require(evaluation.steps >= 1, "evaluation.steps", evaluation.steps, "at least 1")
+    _require(
+        not evaluation.every or bool(evaluation.probes or evaluation.task),
+        "evaluation.every",
+        evaluation.every,
+        "0 where neither evaluation.probes nor evaluation.task names anything",
     )
     for text in config.run.examples:
         _require(text.count("[MASK]") == 1, "run.examples", text, "a sentence with one [MASK]")

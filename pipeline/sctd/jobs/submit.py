@@ -109,7 +109,7 @@ def _script(recipe: str, overrides: Sequence[str], wanted: Wanted) -> tuple[Path
         "deepspeed": Path(wanted.deepspeed_config).absolute() if wanted.deepspeed_config else "",
     }
     quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
-    seconds = _seconds(wanted.time)
+    seconds = limit_seconds(wanted.time)
     script = SCRIPT.format(
         **quoted,
         name=shlex.quote(run_dir.name),
@@ -132,7 +132,7 @@ def _project() -> Path:
     raise UserError("there is no slurm/job.sh here: call this in the project's folder")
 
 
-def _seconds(time: str) -> int:
+def limit_seconds(time: str) -> int:
     """Of a time as sbatch reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     found = _TIME.fullmatch(time)
     if not found:

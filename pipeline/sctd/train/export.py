@@ -1,5 +1,6 @@
 """A run as a plain `transformers` BERT: safetensors, config, tokenizer and model card in one folder."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sctd.config import Config, config_from_dict
 from sctd.corpus.manifest import Manifest, read_manifest
@@ -16,10 +18,12 @@ from sctd.corpus.tokenizer import save_tokenizer
 from sctd.errors import UserError
 from sctd.model.bert import BertShape
 from sctd.model.convert import to_hf_config, to_hf_state
+from sctd.objective.arms import ARMS
 from sctd.train import checkpoint
 from sctd.train.monitor import read_metrics
 
 EXPORT = "export"  # the folder in a run that its end exports to
+FACTS = "sctd.json"  # in an export: where it comes from
 CORPUS_COPY = "corpus"  # manifest and tokenizer of the corpus, kept with the run so that it can be exported alone
 _MARK = "made by sctd export"
 
@@ -87,17 +91,19 @@ def read_run(run_dir: Path) -> Config:
     return config_from_dict(tree)
 
 
-def export_run(run_dir: Path, out: Path) -> None:
-    """Write the newest whole checkpoint of a run to `out` as a `BertForMaskedLM` folder.
+def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequence[tuple[str, str]] = ()) -> None:
+    """Write a checkpoint of a run to `out` as a `BertForMaskedLM` folder.
+
+    Args:
+        step: which one; None: the newest whole one.
+        scores: (what was measured, result with its uncertainty) for the model card.
 
     Raises:
-        UserError: no run, no whole checkpoint, or an `out` that holds something else.
+        UserError: no run, no such checkpoint or not whole, or an `out` that holds something else.
     """
     config, out = read_run(run_dir), out.resolve()
     require_free(out)
-    path = checkpoint.newest_whole(run_dir)
-    if path is None:
-        raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
+    path = _checkpoint(run_dir, step)
     corpus = run_dir / CORPUS_COPY
     manifest = read_manifest(corpus)
     shape = bert_shape(config, manifest)
@@ -107,15 +113,75 @@ def export_run(run_dir: Path, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    hf_config = to_hf_config(shape, manifest.special_ids.pad)
-    hf_config.dtype = torch.float32
-    hf_config.save_pretrained(temporary)
-    save_file(to_hf_state(state, shape.layers), temporary / "model.safetensors", metadata={"format": "pt"})
+    write_model(temporary, state, shape, manifest.special_ids.pad)
     save_tokenizer(load_corpus_tokenizer(corpus, manifest), temporary, model_max_length=shape.max_positions)
-    step = checkpoint.read_manifest(path)["step"]
-    (temporary / "README.md").write_text(_model_card(config, manifest, step, run_dir), encoding="utf-8")
+    facts = _facts(config, run_dir, path)
+    (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    card = _model_card(config, manifest, facts["step"], run_dir, scores)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def write_model(folder: Path, state: dict[str, Tensor], shape: BertShape, pad: int) -> None:
+    """config.json and model.safetensors of a `BertForMaskedLM`, from our state dict."""
+    hf_config = to_hf_config(shape, pad)
+    hf_config.dtype = torch.float32
+    hf_config.save_pretrained(folder)
+    save_file(to_hf_state(state, shape.layers), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Where an export comes from: run, arm, seed, step, tokens, seconds, dropped layers; empty for other folders."""
+    try:
+        facts = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return facts if {"run", "arm", "step", "checkpoint"} <= facts.keys() else {}
+
+
+def seal_of(path: Path) -> str:
+    """The hash that vouches for all files of a checkpoint.
+
+    Raises:
+        UserError: its manifest cannot be read.
+    """
+    try:
+        return str(checkpoint.read_manifest(path)["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged (its manifest is unreadable): choose another step") from None
+
+
+def _facts(config: Config, run_dir: Path, path: Path) -> dict[str, Any]:
+    step = checkpoint.step_of(path)
+    plan, record = ARMS[config.arm].layer_plan(config.model), record_at(run_dir, step)
+    middle = plan.middle
+    return {
+        "run": run_dir.resolve().name,
+        "arm": config.arm,
+        "seed": config.run.seed,
+        "step": step,
+        "checkpoint": seal_of(path),
+        "steps": config.train.steps,
+        "dropped": [middle.start, middle.stop] if ARMS[config.arm].drops else None,
+        **{key: record.get(key) for key in ("tokens", "seconds", "valid_loss")},
+    }
+
+
+def _checkpoint(run_dir: Path, step: int | None) -> Path:
+    if step is None:
+        newest = checkpoint.newest_whole(run_dir)
+        if newest is None:
+            raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
+        return newest
+    found = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
+    if step not in found:
+        steps = ", ".join(map(str, sorted(found))) or "none"
+        raise UserError(f"{run_dir} has no checkpoint of step {step}: there are {steps}")
+    damage = checkpoint.verify(found[step])
+    if damage:
+        raise UserError(f"checkpoint {found[step]} is damaged ({damage}): choose another step")
+    return found[step]
 
 
 def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]:
@@ -146,8 +212,8 @@ def require_free(out: Path) -> None:
         raise UserError(f"{out} holds something that is no export of a run: choose another folder")
 
 
-def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) -> str:
-    record = _record_at(run_dir, step)
+def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path, scores: Sequence[tuple[str, str]]) -> str:
+    record = record_at(run_dir, step)
     model = config.model
     rows = [
         ("arm", config.arm),
@@ -166,18 +232,24 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path) ->
         "seconds": "seconds of training",
     }
     rows += [(label, f"{record[key]:.4g}") for key, label in labels.items() if record.get(key) is not None]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    evaluation = f"## Evaluation\n\n| measured | result |\n|---|---|\n{_rows(scores)}\n" if scores else ""
     return (
         "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [bert, masked-lm, token-dropping]\n---\n\n"
         f"# BERT pretrained with sctd ({config.arm})\n\n"
         "A plain `BertForMaskedLM`: token dropping is a way of training and leaves no trace in the architecture.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
+        f"| | |\n|---|---|\n{_rows(rows)}\n{evaluation}"
         "No next-sentence prediction: token type embeddings beyond type 0 are untrained.\n\n"
         f"<!-- {_MARK} -->\n"
     )
 
 
-def _record_at(run_dir: Path, step: int) -> dict[str, Any]:
+def _rows(pairs: Sequence[tuple[str, str]]) -> str:
+    """Of a Markdown table; globs and titles may hold what ends a cell."""
+    cells = ([" ".join(text.split()).replace("|", "\\|") for text in pair] for pair in pairs)
+    return "".join(f"| {name} | {value} |\n" for name, value in cells)
+
+
+def record_at(run_dir: Path, step: int) -> dict[str, Any]:
     """The last logged value of each metric up to `step`."""
     latest: dict[str, Any] = {}
     for record in read_metrics(run_dir):

@@ -24,6 +24,7 @@ from sctd.train.accounting import StepFlops
 from sctd.train.checkpoint import Progress, Saver
 from sctd.train.distributed import World, from_main, together
 from sctd.train.engine import StepWatch
+from sctd.train.evaluation import Evaluation
 from sctd.train.guards import Curve, GoBack, Pace, Skips, spread
 from sctd.train.learning_rate import learning_rate
 from sctd.train.monitor import Clock, LossMeter, Monitor
@@ -54,6 +55,7 @@ class Run:
     watch: StepWatch
     unigram_entropy: float  # of the corpus, in nats
     own_learning_rate: bool  # false where the user's DeepSpeed JSON brings a scheduler
+    evaluation: Evaluation | None  # None: the weights are evaluated when the run has ended, if at all
 
 
 def train(run: Run, progress: Progress) -> Progress:
@@ -125,7 +127,8 @@ def _train(
             saver.wait()  # raises what went wrong, on all ranks
 
         validates = step == last_step or is_due(step, cfg.valid_every)
-        if validates or requests.stop or step == 1 or is_due(step, cfg.log_every):
+        evaluates = is_due(step, run.config.evaluation.every)
+        if validates or evaluates or requests.stop or step == 1 or is_due(step, cfg.log_every):
             means = meter.read(run.watch.grad_norm())
             progress.seconds = clock.seconds()
             record = {"step": step, "phase": str(run.hook.phase(step)), **means, "lr": rate}
@@ -134,6 +137,8 @@ def _train(
                 if validates:
                     record |= _validate(run, requests)
                     monitor.importance(run.importance, run.tokenizer, step)
+                if evaluates and run.evaluation is not None and not requests.stop:
+                    record |= run.evaluation(requests, monitor.say)
                 monitor.log(record)
                 for warning in curve.look(record):
                     monitor.say(warning)

@@ -34,6 +34,7 @@ _SPEED = (
     "slowest_rank",
 )
 _SLOW = 1.5  # times the middle rank's forward that are worth a word
+EVALUATED = "eval/"  # what the keys of evaluations begin with
 LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
 
 
@@ -153,7 +154,7 @@ class Monitor:
 
 
 class Clock:
-    """Seconds of training, earlier parts of a resumed run included; validation and saving are taken out."""
+    """Seconds of training, earlier parts of a resumed run included; validation, evaluation and saving are taken out."""
 
     def __init__(self, seconds: float) -> None:
         self._start = time.perf_counter() - seconds
@@ -169,6 +170,8 @@ class Clock:
 
 
 def _board_name(name: str) -> str:
+    if name.startswith(EVALUATED):
+        return name
     if name.startswith("valid_"):
         return f"valid/{name.removeprefix('valid_')}"
     return f"{'speed' if name in _SPEED else 'train'}/{name}"
@@ -198,6 +201,7 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
         fields.append(f"rank {record['slowest_rank']} is SLOW, {record['rank_spread']:.1f}x")
     if record.get("valid_loss") is not None:
         fields.append(f"valid {record['valid_loss']:.4f} acc {record['valid_accuracy']:.1%}")
+    fields += [f"{key} {value:.4f}" for key, value in record.items() if key.startswith(EVALUATED)]
     return "  ".join(fields)
 
 

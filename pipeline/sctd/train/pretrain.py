@@ -29,6 +29,7 @@ from sctd.train.attempts import attempt
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
+from sctd.train.evaluation import Evaluation, Evaluator
 from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask, row_lengths
 from sctd.train.launch import discover
 from sctd.train.lock import locked
@@ -41,12 +42,15 @@ from sctd_kernels import backend
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None = None) -> int:
+def pretrain(
+    config: Config, resume: bool = False, deepspeed_config: str | None = None, evaluator: Evaluator | None = None
+) -> int:
     """Run a pretraining job to its end, or until it is asked to stop, on every rank of it.
 
     Args:
         resume: continue the newest whole checkpoint in `run.dir`; a run that has none yet starts at its beginning.
         deepspeed_config: path of a DeepSpeed JSON that wins over the recipe.
+        evaluator: measures the weights every `evaluation.every` steps.
 
     Returns:
         The process's exit code: 0 at the end, `preemption.EXIT_STOPPED` where a checkpoint waits to be resumed.
@@ -74,7 +78,7 @@ def pretrain(config: Config, resume: bool = False, deepspeed_config: str | None 
             if resume:
                 check_same_run(config, ds_config, run_dir)
             path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if resume else None
-            run = _build(config, ds_config, world, shape, source, mailbox)
+            run = _build(config, ds_config, world, shape, source, mailbox, evaluator)
             progress = _begin(run, ds_config, path, resume, say)
             mailbox.training = True
             goal = config.train.stop_at or config.train.steps
@@ -129,7 +133,13 @@ class _Source:
 
 
 def _build(
-    config: Config, ds_config: dict[str, Any], world: World, shape: BertShape, source: _Source, mailbox: Mailbox
+    config: Config,
+    ds_config: dict[str, Any],
+    world: World,
+    shape: BertShape,
+    source: _Source,
+    mailbox: Mailbox,
+    evaluator: Evaluator | None,
 ) -> Run:
     manifest, seed = source.manifest, config.run.seed
     torch.manual_seed(seed)
@@ -142,6 +152,9 @@ def _build(
     share = Share(world.rank, world.size, micro, accumulation)
     rows, *shorter = (Rows(source.folder, manifest, "train", length) for length in lengths)
     warmup = (shorter[0], config.data.warmup_steps) if shorter else None
+    evaluation = None
+    if evaluator is not None:
+        evaluation = Evaluation(evaluator, engine, shape, source.tokenizer, world, config.train.timeout)
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
@@ -160,6 +173,7 @@ def _build(
         watch=StepWatch(engine),
         unigram_entropy=manifest.unigram_entropy,
         own_learning_rate="scheduler" not in ds_config,
+        evaluation=evaluation,
     )
 
 

@@ -20,6 +20,7 @@ _FREE_AT_RESUME = {
     "train.valid_rows", "train.save_every", "train.keep_checkpoints", "train.micro_batch_size",
     "train.checkpoint_activations", "train.async_save", "train.zero_stage",
     "train.rollback_after", "train.timeout", "data.skip_samples",
+    "evaluation.every", "evaluation.probes", "evaluation.task", "evaluation.steps", "evaluation.data_dir",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from safetensors import safe_open
 from torch import Tensor
@@ -49,7 +50,7 @@ def stretches(engine: DeepSpeedEngine) -> Iterator[Stretch]:
         if hasattr(parameter, "ds_id"):  # ZeRO-3: the parameter is cut into equal parts, the last one padded
             zero = engine.optimizer
             group, offset, part = zero.grad_position[zero.get_param_id(parameter)]
-            start = part * torch.distributed.get_rank()
+            start = part * dist.get_rank()
             length = min(part, parameter.ds_numel - start)
             if length > 0:
                 yield Stretch(name, start, length, zero.fp32_partitioned_groups_flat[group], offset)
@@ -92,6 +93,34 @@ def snapshot(engine: DeepSpeedEngine, world: World) -> tuple[dict[str, Tensor], 
         "scheduler": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
     }
     return tensors, facts
+
+
+def gather_weights(engine: DeepSpeedEngine, world: World, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """The float32 parameters by name, whole and on the host, on rank 0; the others send what they hold, and get none.
+
+    Args:
+        group: of all ranks, over gloo; None for a single one.
+    """
+    mine = [stretch for stretch in stretches(engine) if world.is_main or not stretch.everywhere]
+    parts = [stretch.of(stretch.flat).to("cpu", torch.float32) for stretch in mine]
+    flat = torch.cat(parts) if parts else torch.empty(0)
+    places: list[Any] = [[(stretch.name, stretch.start, stretch.length) for stretch in mine]]
+    if group is not None:
+        places, (own,) = [None] * world.size, places
+        dist.all_gather_object(places, own, group=group)
+    if not world.is_main:
+        if len(flat):
+            dist.send(flat, 0, group=group)
+        return {}
+    whole = {name: torch.empty(_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+    for rank, found in enumerate(places):
+        lengths = [length for _, _, length in found]
+        if rank > 0 and lengths:
+            flat = torch.empty(sum(lengths))
+            dist.recv(flat, rank, group=group)
+        for (name, start, length), part in zip(found, flat.split(lengths), strict=True):
+            whole[name].view(-1)[start : start + length] = part
+    return whole
 
 
 @torch.no_grad()

@@ -1,0 +1,110 @@
+"""The files that evaluations leave, read back: what the report, the model card and the tables are made from.
+
+RUN/evaluation/step-00020000/     or the folder given with --out
+  encoder.json                    what was evaluated
+  finetune/TASK/CELL/result.json  one fine-tuning: scores of each epoch; predictions-{best,last}.jsonl beside it
+  probe/TASK.json                 accuracy of each layer
+RUN/evaluation/drift.json         over the checkpoints of a run
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sctd.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's result over seeds, with one setting of everything else.
+
+    Args:
+        values: main metric of each seed, by seed, at the chosen epoch, in the metric's own unit (most: 0 to 1).
+        others: the same of the task's further metrics.
+        setting: lr, batch_size, steps, shots.
+        suite: that the task belongs to.
+    """
+
+    task: str
+    metric: str
+    values: dict[int, float]
+    others: dict[str, dict[int, float]]
+    setting: Record
+    suite: str
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over seeds; NaN for one seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+
+    @property
+    def counted(self) -> float:
+        """What the task counts in an average over tasks: as in the paper, the mean of all metrics of one of GLUE's."""
+        further = self.others.values() if self.suite == "glue" else ()
+        return statistics.fmean([self.mean, *(statistics.fmean(values.values()) for values in further)])
+
+
+def read_cells(folder: Path, task: str | None = None) -> list[Record]:
+    """Every finished fine-tuning cell below an evaluation folder, in the order of their paths.
+
+    Raises:
+        UserError: a result that cannot be read.
+    """
+    return [_read(path) for path in sorted(folder.glob(f"finetune/{task or '*'}/*/result.json"))]
+
+
+def read_probes(folder: Path) -> list[Record]:
+    """Every probing result below an evaluation folder."""
+    return [_read(path) for path in sorted(folder.glob("probe/*.json"))]
+
+
+def read_drift(run_dir: Path) -> Record | None:
+    """The drift over the checkpoints of a run."""
+    path = run_dir / "evaluation" / "drift.json"
+    return _read(path) if path.is_file() else None
+
+
+def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
+    """Cells gathered over their seeds, one score for each task and setting, in the order of the cells.
+
+    Args:
+        epoch: best (on the dev set, as the paper reports) | last.
+    """
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for cell in cells:
+        key = tuple(cell[name] for name in ("task", "lr", "batch_size", "steps", "shots"))
+        groups.setdefault(key, []).append(cell)
+    found = []
+    for (task, lr, batch_size, steps, shots), members in groups.items():
+        main, *rest = members[0]["metrics"]
+        values = {name: {cell["seed"]: cell["scores"][epoch][name] for cell in members} for name in (main, *rest)}
+        setting = {"lr": lr, "batch_size": batch_size, "steps": steps, "shots": shots}
+        found.append(Score(task, main, values.pop(main), values, setting, members[0]["suite"]))
+    return found
+
+
+def best_scores(cells: Iterable[Record], epoch: str = "best") -> dict[str, Score]:
+    """For each task (`TASK` or `TASK-32shot`) the setting with the highest mean: what a grid search reports."""
+    best: dict[str, Score] = {}
+    for score in scores(cells, epoch):
+        name = score.task + (f"-{score.setting['shots']}shot" if score.setting["shots"] else "")
+        if name not in best or score.mean > best[name].mean:
+            best[name] = score
+    return best
+
+
+def _read(path: Path) -> Record:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} cannot be read: remove it, and evaluate again") from None
