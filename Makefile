@@ -27,7 +27,7 @@ pretrain: .venv/ready
 	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(RESUME) $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
 
 bench: .venv/ready
 	$(BIN)/sctd bench bert-base-sctd model.attention_dropout=0 --out benchmarks/results $(ARGS)

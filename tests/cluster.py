@@ -26,6 +26,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 ReturnToService=2
+FirstJobId={first}
 KillWait=20
 MpiDefault=none
 StateSaveLocation={folder}/state
@@ -89,6 +90,7 @@ class Slurm:
             (self.folder / name).mkdir()
         host = socket.gethostname()
         ports = {name: free_port() for name in ("port", "port1", "port2")}
+        ports["first"] = free_port()  # jobs of two clusters on this machine must not meet at one port: slurm/job.sh
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
         config = CONFIG.format(host=host, folder=self.folder, user=user, **ports)
         (self.folder / "slurm.conf").write_text(config, encoding="utf-8")

@@ -25,14 +25,6 @@ train: {{steps: 10, batch_size: 8, micro_batch_size: 2, precision: fp32, log_eve
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file share its fixtures, and all jobs one SLURM: each such group stays in one process."""
-    for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tests are many small operations, on a machine that others use too."""
