@@ -1,1 +1,1 @@
-"""The paper's experiments on checkpoints: fine-tuning, probing, drift, ablations. Reads runs, and never trains one."""
+"""The paper's experiments on checkpoints: fine-tuning, probing, drift, ablations."""
