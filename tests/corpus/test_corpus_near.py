@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -50,6 +51,20 @@ def test_sketches_estimate_the_similarity() -> None:
         a, b = Sketcher().sketch([one, two])
         estimate = np.count_nonzero(a == b) / PERMUTATIONS
         assert abs(estimate - similarity(one, two)) < 0.15
+
+
+def test_a_long_document_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, with the same result."""
+    long = text(100_000)
+    sketcher = Sketcher()
+    shingles(long)  # the hashes of words are remembered
+    tracemalloc.start()
+    found = sketcher.sketch([long])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    monkeypatch.setattr(near, "_AT_ONCE", 10**6)
+    assert np.array_equal(found, sketcher.sketch([long]))
 
 
 def test_the_later_of_two_is_left_out() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sctd.corpus import binning, encode, job, shards
+from sctd.corpus import binning, encode, job, select, shards
 from sctd.corpus import prepare as module
 from sctd.corpus.clean import Cleaning
 from sctd.corpus.encode import document_hash, falls_to_valid
@@ -222,6 +222,16 @@ def test_token_budgets_hold(tmp_path: Path, source: str, plan: int) -> None:
     assert 2000 - longest < manifest.sources[0].tokens <= 2000 and 500 - longest < manifest.sources[1].tokens <= 500
 
 
+def test_limits_look_at_each_piece_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        write(tmp_path / f"{number:02}.jsonl", documents(5, seed=number))
+    original, looks = select._counts, []
+    monkeypatch.setattr(select, "_counts", lambda path: looks.append(path) or original(path))
+    glob = str(tmp_path / "*.jsonl")
+    assert run(glob, tmp_path / "out", max_documents=("150",), valid_fraction=0.3).documents == 150
+    assert len(looks) <= 3 * 40
+
+
 def test_floors_and_faults_are_counted(tmp_path: Path, source: str) -> None:
     with Path(source).open("a") as stream:
         stream.write('{"text": "short"}\n{"text": "?!?!?! ...... !!!!!! ------ ??????"}\n{broken\n')
@@ -382,6 +392,11 @@ def test_out_that_holds_something_else_is_refused(tmp_path: Path, source: str) -
     assert "is a file" in error(source, Path(source))
 
 
+def test_out_that_cannot_be_made_is_told(tmp_path: Path, source: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); mend that"):
+        run(source, tmp_path / "data.jsonl" / "out")
+
+
 def test_out_may_be_an_empty_folder_or_a_link_to_one(tmp_path: Path, source: str) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -431,7 +446,7 @@ def test_sizes(text: str, size: int) -> None:
     assert job.parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "ten", "1..2MB", "-1MB"])
+@pytest.mark.parametrize("text", ["", "MB", "ten", "1..2MB", "-1MB", ".", "9" * 400])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UserError, match="64MB"):
         job.parse_bytes(text)
@@ -444,6 +459,7 @@ def test_empty_corpora_say_what_to_change(tmp_path: Path, source: str) -> None:
     assert "no documents" in error(str(tmp_path / "empty.txt"), out)
     assert "lower --seq-len" in error(str(tmp_path / "short.txt"), out, seq_lens=(64,))
     assert "raise --valid-fraction" in error(source, out, valid_fraction=1e-9)
+    assert "but those left out (200 too short)" in error(source, out, cleaning=Cleaning(1000))
 
 
 def test_nothing_stays_when_a_source_breaks(tmp_path: Path, source: str) -> None:
@@ -458,7 +474,7 @@ def test_no_room_is_told_before_the_start(tmp_path: Path, source: str, monkeypat
     free = os.statvfs_result((4096, 4096, 0, 0, 1, 0, 0, 0, 0, 255))
     assert size > 4096
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free.f_bfree * 4096})())
-    assert "GB are free" in error(source, tmp_path / "out")
+    assert "0.04 MB of text, and 0.00 MB are free" in error(source, tmp_path / "out")
 
 
 def test_a_full_disk_is_one_line(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

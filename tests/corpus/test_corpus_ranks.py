@@ -1,5 +1,6 @@
 """Preparation on many ranks: real MPI and real processes, the same corpus, and clear words when one of them dies."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -14,7 +15,7 @@ from sctd.corpus import team as module
 from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import read_manifest
 from sctd.corpus.prepare import prepare
-from sctd.corpus.team import Rank, Team, Workers, team
+from sctd.corpus.team import Rank, Team, Workers, left_behind, team
 from sctd.errors import RunError, UserError
 from support import ROOT, environment, launcher, until
 from texts import Note, assert_same_corpus, documents, write
@@ -91,8 +92,8 @@ def test_bad_data_ends_all_ranks_with_one_line(sources: list[str], vocabulary: P
     bad.write_text('{"text": "fine"}\n{"title": "no text"}\n')
     done = sctd(2, arguments([*sources, f"bad={bad}"], vocabulary, tmp_path / "corpus"))
     assert done.returncode == 2
-    errors = {line for line in done.stderr.splitlines() if line.startswith("sctd: error")}
-    assert any("bad.jsonl, line 2: no key 'text'" in line for line in errors), done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("sctd: error")]
+    assert "bad.jsonl, line 2: no key 'text'" in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "corpus").exists()
     bad.write_text('{"text": "fine"}\n{"text": "mended"}\n')
@@ -147,7 +148,8 @@ def test_a_killed_worker_is_named_with_its_file(
         process = subprocess.Popen(
             [sys.executable, "-m", "sctd", *words], env=environment(), cwd=ROOT, stdout=log, stderr=log
         )
-    until(lambda: list((tmp_path / ".corpus.work" / "pieces").glob("*.json")), "a piece")
+    claims = tmp_path / ".corpus.work" / "claims" / "encode"
+    until(lambda: {"0", "1"} <= set(left_behind(claims).values()), "a claim of each worker")
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     workers[0].send_signal(signal.SIGKILL)
     assert process.wait(60) == 74
@@ -185,6 +187,16 @@ def test_a_failure_of_a_worker_ends_them_all(tmp_path: Path, how: str, kind: typ
     (tmp_path / "done").mkdir()
     with pytest.raises(kind, match=said):
         Workers(2, lambda line: None).each(range(8), Note(tmp_path / "done", 3, how), tmp_path / "claims")
+
+
+def test_a_full_disk_is_told_by_a_pipe(small_disk: Path, tmp_path: Path) -> None:
+    """There is no room even for the claims, nor for word of it."""
+    (tmp_path / "done").mkdir()
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as file:
+        file.write(bytes(1 << 24))
+    for number, found in enumerate((Team(print), Workers(2, print))):
+        with pytest.raises(UserError, match="item 0:.* No space left on device"):
+            found.each(range(8), Note(tmp_path / "done"), small_disk / str(number))
 
 
 def test_others_stop_when_one_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

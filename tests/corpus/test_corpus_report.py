@@ -1,13 +1,12 @@
 """The report on a corpus: all facts in it, nothing in it that a browser would run or fetch, equal bytes again."""
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pages import Reader, assert_stands_for_itself
 from sctd.corpus.report import page, write_report
 
 REASONS = ("blank", "too_short", "symbols", "faults", "exact_duplicates", "near_duplicates", "without_tokens",
@@ -72,34 +71,6 @@ def facts(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-class Reader(HTMLParser):
-    """Collects the text, and sees to it that every element is closed in its place."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.said: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert not self._open, self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag != "meta":
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.said.append(data)
-
-
 def test_both_files_are_written_and_the_same_again(tmp_path: Path) -> None:
     given = facts()
     write_report(tmp_path, given)
@@ -110,14 +81,7 @@ def test_both_files_are_written_and_the_same_again(tmp_path: Path) -> None:
 
 
 def test_the_page_stands_for_itself() -> None:
-    text = page(facts())
-    reader = Reader(text)
-    assert not {"script", "link", "img", "iframe", "object"} & set(reader.tags)
-    addresses = set(re.findall(r'https?://[^"\s<]+', text))
-    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, "names, not to be fetched"
-    assert "@import" not in text and "url(http" not in text
-    assert len(reader.ids) == len(set(reader.ids)), "pictures share ids"
-    assert set(re.findall(r'(?:href="#|url\(#)(\w+)', text)) <= set(reader.ids)
+    assert_stands_for_itself(page(facts()))
 
 
 def test_the_figures_are_there() -> None:

@@ -225,6 +225,18 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "no such corpus folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_an_altered_shard_is_told(folder: Path, tmp_path: Path, split: str) -> None:
+    for ending in (".npy", ".ends.npy"):
+        out = tmp_path / ending[1:]
+        shutil.copytree(folder, out)
+        for path in out.glob(f"{split}-16-*{ending}"):
+            raw = path.read_bytes()
+            path.write_bytes(raw[:-200] + b"\xff" * 200)  # ids beyond the vocabulary
+        with pytest.raises(UserError, match=f"{split}-16-.*{ending}: shard was altered"):
+            inspect(out, 20, 16, split, SEED)
+
+
 def test_the_verb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--rows", "2", "--seq-len", "16", "--seed", str(SEED)]) == 0
     assert capsys.readouterr().out == inspect(folder, 2, 16, "train", SEED) + "\n"

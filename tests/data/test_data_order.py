@@ -128,6 +128,28 @@ def test_decimal_weights_are_exact() -> None:
     assert abs(np.mean(source == 0) - 0.7) < 1e-6 and abs(np.mean(source == 1) - 0.0999) < 1e-4
 
 
+def test_tiny_sources_cost_the_largest_and_no_weight() -> None:
+    """Each has a place in the pattern, though its share is less than one."""
+    order = Order(1, (1000, 10**7, 1, 2, 1), (0.5, None, None, None, None))
+    places = np.bincount(order.source_of(np.arange(1 << 16))[0])
+    assert places.sum() == 1 << 16 and places[0] == 1 << 15 and places[2:].tolist() == [1, 1, 1]
+    for start in (10**6, 10**12):
+        found = np.bincount(order.source_of(np.arange(start, start + 10**6))[0], minlength=5)
+        assert abs(found[0] - 500_000) <= 2
+
+
+def test_a_source_without_rows_has_no_turn() -> None:
+    for rows, weights, share in (
+        ((10, 0), (0.3, None), 1.0),
+        ((10, 30, 0), (0.2, 0.6, None), 0.25),
+        ((10, 30, 0), (0.2, None, None), 0.2),
+    ):
+        order = Order(1, rows, weights)
+        source, _ = order.source_of(np.arange(10_000))
+        assert np.mean(source == 0) == pytest.approx(share) and source.max() <= 1
+        assert order(np.arange(1000)).max() < sum(rows)
+
+
 def test_each_source_is_gone_through_before_it_begins_again() -> None:
     rows = (13, 50, 7)
     order = Order(5, rows, (0.5, None, 0.2))

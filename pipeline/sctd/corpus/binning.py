@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sctd.corpus.encode import INDEX
+from sctd.corpus.encode import INDEX, lines_of_bin
 from sctd.corpus.job import Job, read_json, write_json
 from sctd.corpus.manifest import SPLITS, Shard
 from sctd.corpus.pack import Packer
@@ -100,8 +100,7 @@ def _of_bin(job: Job, number: int, cuts: list[int | None]) -> np.ndarray:
     for piece, cut in enumerate(cuts):
         if cut == 0:
             continue
-        starts = np.load(job.piece(piece, ".starts.npy"), mmap_mode="r")
-        lines = np.load(job.piece(piece, ".index.npy"), mmap_mode="r")[starts[number] : starts[number + 1]]
+        lines = lines_of_bin(np.load(job.piece(piece, ".index.npy"), mmap_mode="r"), number, job.bins)
         if cut is not None:
             lines = lines[lines["position"] < cut]
         part = np.empty(len(lines), dtype=_DOCUMENT)

@@ -1,15 +1,16 @@
 """A piece of a source to tokens on disk: read, clean, tokenize, hash.
 
 A piece leaves the ids of its documents in one file, in runs that are sorted by bin, and an index with a line for each
-document, sorted by bin too, so that the packing of a bin reads a stretch of it.
+document, sorted by hash, so that the packing of a bin reads a stretch of it.
 """
 
 import hashlib
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sctd.corpus.clean import Cleaner
 from sctd.corpus.job import Job, write_json
-from sctd.corpus.select import is_beyond
+from sctd.corpus.select import Reached
 from sctd.corpus.shards import row_dtype, save_array
 from sctd.corpus.sources import Faults, read_piece
 from sctd.corpus.team import Rank
@@ -52,18 +53,29 @@ def bin_of(high: np.ndarray, bins: int) -> np.ndarray:
     return ((high >> np.uint64(32)) * np.uint64(bins) >> np.uint64(32)).astype(np.int64)
 
 
+def lines_of_bin(index: np.ndarray, number: int, bins: int) -> np.ndarray:
+    """A stretch of an index that is sorted by hash."""
+    borders = [-(-(border << 32) // bins) << 32 for border in (number, number + 1)]
+    first, end = (bisect_left(index, border, key=lambda line: int(line["high"])) for border in borders)
+    return index[first:end]
+
+
 @dataclass(frozen=True)
 class Encode:
     """The first stage: piece by piece."""
 
     job: Job
 
+    @cached_property
+    def _reached(self) -> Reached:
+        return Reached(self.job)
+
     def title(self, item: int) -> str:
         return self.job.pieces[item].title
 
     def __call__(self, item: int, rank: Rank) -> None:
         job, piece, start = self.job, self.job.pieces[item], time.monotonic()
-        if is_beyond(job, item):
+        if self._reached.before(item):
             return
         faults, cleaner = Faults(job.wanted.on_error), Cleaner(job.wanted.cleaning)
         encoder = _Encoder(job, item)
@@ -78,15 +90,16 @@ class Encode:
                     yield clean
 
         speak = start + PROGRESS_SECONDS
-        for batch in batches(cleaned()):
-            encoder.add(batch)
-            rank.look_around()
-            if encoder.is_full():
-                break
-            if (now := time.monotonic()) > speak:
-                speak = now + PROGRESS_SECONDS
-                rank.log(f"rank {rank.name}: {piece.title}: {_rate(encoder.documents, read_bytes, now - start)}")
-        facts = encoder.close()
+        with encoder.ids:  # a full disk must not leave it open
+            for batch in batches(cleaned()):
+                encoder.add(batch)
+                rank.look_around()
+                if encoder.is_full():
+                    break
+                if (now := time.monotonic()) > speak:
+                    speak = now + PROGRESS_SECONDS
+                    rank.log(f"rank {rank.name}: {piece.title}: {_rate(encoder.documents, read_bytes, now - start)}")
+            facts = encoder.close()
         facts |= {
             "source": piece.source, "rank": rank.name, "read": read, "read_bytes": read_bytes,
             "seconds": time.monotonic() - start, "counts": cleaner.counts, "faults": faults.counts,
@@ -131,7 +144,7 @@ class _Encoder:
         self._unknown = special_ids(self._tokenizer).unk
         self._limit = job.limits[job.pieces[item].source]
         self._hidden = job.piece(item, ".ids.part")
-        self._ids = self._hidden.open("wb")
+        self.ids = self._hidden.open("wb")
         self._written = self._run_bytes = 0
         self._run: list[np.ndarray] = []
         self._index: list[np.ndarray] = []
@@ -175,7 +188,7 @@ class _Encoder:
         lengths = lines["length"].astype(np.int64)
         lines["offset"] = self._written + np.cumsum(lengths) - lengths
         for place in order:
-            self._ids.write(self._run[place].data)
+            self.ids.write(self._run[place].data)
         self._written += int(lengths.sum())
         self._index.append(lines)
         self._run, self._lines, self._run_bytes = [], [], 0
@@ -183,15 +196,12 @@ class _Encoder:
     def close(self) -> dict[str, Any]:
         """Everything on disk under its name."""
         self._flush()
-        self._ids.flush()
-        os.fsync(self._ids.fileno())
-        self._ids.close()
+        self.ids.flush()
+        os.fsync(self.ids.fileno())
+        self.ids.close()
         lines = np.concatenate(self._index)
-        bins = bin_of(lines["high"], self._job.bins)
-        order = np.argsort(bins, kind="stable")
         job, item = self._job, self._item
-        save_array(job.piece(item, ".index.npy"), lines[order])
-        save_array(job.piece(item, ".starts.npy"), np.searchsorted(bins[order], np.arange(job.bins + 1)))
+        save_array(job.piece(item, ".index.npy"), lines[np.argsort(lines["high"], kind="stable")])
         if self._sketches:
             save_array(job.piece(item, ".sketch.npy"), np.concatenate(self._sketches))
         os.replace(self._hidden, job.piece(item, ".ids"))

@@ -1,5 +1,7 @@
 """What is wrong with the data: told at once, or counted."""
 
+from collections.abc import Callable
+
 from sctd.errors import UserError
 
 _EXAMPLES = 5
@@ -19,12 +21,13 @@ class Faults:
         self.counts: dict[str, int] = {}
         self.examples: list[str] = []
 
-    def found(self, error: UserError, kind: str) -> None:
+    def found(self, kind: str, words: Callable[[], str]) -> None:
+        """`words` are asked for only where they are told: to name a line may take long."""
         if self.on_error == "stop":
-            raise error
+            raise UserError(words())
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if len(self.examples) < _EXAMPLES:
-            self.examples.append(str(error))
+            self.examples.append(words())
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sctd.corpus.faults import Faults, one_line
@@ -9,15 +10,17 @@ from sctd.corpus.pieces import Form, Piece, titles
 from sctd.corpus.readers import text_of
 from sctd.errors import UserError
 
-_UNKNOWN_BYTES = 100_000_000  # of a data set that does not tell its size
+_UNKNOWN_BYTES = 100_000_000  # of text in each file of a data set that does not tell its size
 
 
 def plan_hub(source: int, spec: str) -> list[Piece]:
     """A piece for each file that the data set streams from."""
     found = _opened(spec)
-    size = (found.info.splits or {}).get(_parts(spec)[2], None) if found.info else None
-    total = getattr(size, "num_bytes", None) or _UNKNOWN_BYTES
+    name, _, split = _parts(spec)
+    size = (found.info.splits or {}).get(split, None) if found.info else None
     count = found.num_shards
+    here = sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
+    total = getattr(size, "num_bytes", None) or here or count * _UNKNOWN_BYTES
     return [
         Piece(source, spec, "hub", number, count, total // count, title)
         for number, title in enumerate(titles(spec, count))
@@ -36,7 +39,8 @@ def read_hub(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     except UserError:
         raise
     except Exception as error:  # the hub client raises from a dozen unrelated classes
-        faults.found(_unreadable(piece.title, row, error), "unreadable")
+        problem = str(_unreadable(piece.title, row, error))
+        faults.found("unreadable", lambda: problem)
 
 
 def _parts(spec: str) -> tuple[str, str, str]:

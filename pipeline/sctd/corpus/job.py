@@ -1,8 +1,9 @@
 """What is to be prepared, and the folder in which it grows: `.NAME.work` beside the corpus, until that is whole.
 
-job.json             settings, versions and pieces; another start with the same settings continues
+job.json             settings, versions and number of bins; another start with the same settings continues
 tokenizer/           as it will stand in the corpus
-pieces/00003.*       what the encoding of a piece left; its .json is written last
+pieces/4f1c...*      what the encoding of a piece left, under a hash of what the piece is made from; its .json is
+                     written last
 select.json          where the limits cut, written when all pieces are there
 bins/0007.*          shards, rests and counts of a bin; its .json is written last
 claims/              which rank works at what
@@ -11,6 +12,7 @@ claims/              which rank works at what
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +23,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +100,21 @@ class Job:
     def work(self) -> Path:
         return work_folder(self.out)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the files of each piece: hashes of all that the piece is made from, so that what is finished stays when
+        another file of the sources has changed, and with it the numbers of the pieces."""
+        sources = self.settings["sources"]
+        states = [{path: (size, mtime) for path, size, mtime in source.get("files", [])} for source in sources]
+        found = []
+        for piece in self.pieces:
+            state = states[piece.source].get(piece.spec, sources[piece.source])
+            made_from = json.dumps([dataclasses.asdict(piece), state]).encode()
+            found.append(hashlib.blake2b(made_from, digest_size=16).hexdigest())
+        return tuple(found)
+
     def piece(self, number: int, ending: str) -> Path:
-        return self.work / "pieces" / f"{number:06d}{ending}"
+        return self.work / "pieces" / f"{self.names[number]}{ending}"
 
     def bin(self, number: int, ending: str) -> Path:
         return self.work / "bins" / f"{number:04d}{ending}"
@@ -212,13 +228,11 @@ def _number(value: str, kind: type, option: str, text: str) -> Any:
 
 def parse_bytes(text: str) -> int:
     """`64MB`, `1GB`, `500kB` or a plain number, in bytes. UserError for anything else."""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kKMGT]?)B?\s*", text)
-    try:
-        scale = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-        assert match is not None
-        return int(float(match[1]) * scale[match[2].replace("K", "k")])
-    except (AssertionError, ValueError):
-        raise UserError(f"{text!r} is not a size; write it like 64MB or 1GB") from None
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d*)?|\.\d+)\s*([kKMGT]?)B?\s*", text)
+    if match is None:
+        raise UserError(f"{text!r} is not a size; write it like 64MB or 1GB")
+    scale = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    return int(float(match[1]) * scale[match[2].replace("K", "k")])
 
 
 # ---- the folder --------------------------------------------------------------------------------------------------

@@ -140,14 +140,19 @@ def verify_shards(folder: Path, manifest: Manifest, part: tuple[int, int] | None
         UserError: naming the first bad file.
     """
     for number, item in enumerate(corpus_files(manifest)):
-        path = folder / item.file
-        if not path.is_file():
-            raise UserError(f"{path}: shard is missing; restore it or run `sctd prepare` anew")
-        size = path.stat().st_size
-        if size != item.bytes:
-            raise UserError(f"{path}: shard has {size} bytes, its manifest says {item.bytes}; run `sctd prepare` anew")
-        if part is not None and number % part[1] == part[0] and file_sha256(path) != item.sha256:
-            raise UserError(f"{path}: shard was altered (its sha256 differs); run `sctd prepare` anew")
+        verify_file(folder, item, hashed=part is not None and number % part[1] == part[0])
+
+
+def verify_file(folder: Path, item: Shard | Ends, hashed: bool) -> None:
+    """Compare the size of one file with the manifest, and its sha256 if asked. UserError where they differ."""
+    path = folder / item.file
+    if not path.is_file():
+        raise UserError(f"{path}: shard is missing; restore it or run `sctd prepare` anew")
+    size = path.stat().st_size
+    if size != item.bytes:
+        raise UserError(f"{path}: shard has {size} bytes, its manifest says {item.bytes}; run `sctd prepare` anew")
+    if hashed and file_sha256(path) != item.sha256:
+        raise UserError(f"{path}: shard was altered (its sha256 differs); run `sctd prepare` anew")
 
 
 def corpus_files(manifest: Manifest) -> Iterator[Shard | Ends]:

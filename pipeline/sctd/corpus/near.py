@@ -14,6 +14,7 @@ PERMUTATIONS = 128
 SHINGLE_WORDS = 5
 _SEED, _SCHEME = 1, "affine32"
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+_AT_ONCE = 1 << 13  # shingles; each takes 1 kB meanwhile
 _KNOWN_WORDS = 1 << 18  # whose hashes are remembered
 _FOUND = 0.9  # of the pairs that are just similar enough; of nearer ones more
 
@@ -48,7 +49,9 @@ class Sketcher:
             sketch = self._datasketch.MinHash(
                 PERMUTATIONS, _SEED, hashfunc=int, permutations=self._permutations, scheme=_SCHEME
             )
-            sketch.update_batch(shingles(text).tolist())
+            runs = shingles(text)
+            for start in range(0, len(runs), _AT_ONCE):
+                sketch.update_batch(runs[start : start + _AT_ONCE].tolist())
             found[row] = sketch.hashvalues
         return found
 

@@ -6,10 +6,11 @@ repeats nothing, and is moved to `out` at the end: `out` is whole or does not ex
 """
 
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ from sctd.corpus.job import (
 )
 from sctd.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_shards
 from sctd.corpus.publish import publish
-from sctd.corpus.select import SELECTED, is_beyond, select
-from sctd.corpus.sources import Piece, parse_sources, plan_pieces
+from sctd.corpus.select import SELECTED, Reached, select
+from sctd.corpus.sources import parse_sources, plan_pieces
 from sctd.corpus.team import Task, Team, left_behind
 from sctd.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from sctd.errors import RunError, UserError
+from sctd.errors import UserError
 
 # Bytes on disk for each byte of text: ids at one for three bytes at most, their index; and the rows of each length.
 _WORK_SHARE, _ROWS_SHARE = 0.75, 0.7
@@ -65,9 +66,10 @@ def prepare(wanted: Wanted, out: Path, team: Team | None = None, log: Callable[[
         try:
             return _prepare(wanted, out, team, held, log)
         except OSError as error:  # faults of the sources arrive as UserError
+            hint = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
             raise UserError(
-                f"{out}: cannot be written ({error.strerror or error}); free space and start again, what is finished "
-                "is kept"
+                f"{out}: cannot be written ({error.strerror or error}); {hint} and start again, what is finished is "
+                "kept"
             ) from error
 
 
@@ -79,6 +81,7 @@ def _prepare(wanted: Wanted, out: Path, team: Team, held: ExitStack, log: Callab
     settings, present = team.main(lambda: _look(wanted, out))
     if present is not None:
         say(f"{out}: already prepared with these settings, nothing to do")
+        team.main(lambda: _clear_away(work, settings))
         return present
     team.main(lambda: _hold(held, locked(work)))
     team.main(lambda: _hold(held, _tidied(work)))
@@ -134,6 +137,15 @@ def _look(wanted: Wanted, out: Path) -> tuple[dict[str, Any], Manifest | None]:
     return settings, manifest
 
 
+def _clear_away(work: Path, settings: dict[str, Any]) -> None:
+    """What an end just after the corpus got its name has left of its work."""
+    if not work.is_dir():
+        return
+    with suppress(UserError), locked(work):  # or the one that gave it its name is still at it
+        if not (work / _JOB).is_file() or not changed_settings(settings, read_json(work / _JOB)["settings"]):
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def _hold(held: ExitStack, context: AbstractContextManager[None]) -> None:
     held.enter_context(context)
 
@@ -147,19 +159,19 @@ def _begin(wanted: Wanted, settings: dict[str, Any], out: Path, log: Callable[[s
     pieces = tuple(plan_pieces(sources, wanted.form, wanted.shard_plan))
     size = expected_bytes(limits, pieces)
     job = Job(wanted, out, sources, limits, pieces, settings, bin_count(size))
-    if stored is not None:
-        changed = changed_settings({**settings, "versions": versions()}, stored["settings"])
-        if not changed:
-            return dataclasses.replace(job, bins=stored["bins"])
-        if changed == ["sources"] and wanted.tokenizer is not None and _keep_unchanged(job, stored):
-            job = dataclasses.replace(job, bins=stored["bins"])
-        elif any((work / "pieces").glob("*.json")):
-            raise UserError(
-                f"{work}: holds an unfinished corpus with other settings ({', '.join(changed)}); finish it with those, "
-                "remove it, or choose another --out"
-            )
-        else:
-            _empty(work)
+    if stored is None:
+        _empty(work)  # a tokenizer may be there, of settings that nobody knows
+    elif not (changed := changed_settings({**settings, "versions": versions()}, stored["settings"])):
+        return dataclasses.replace(job, bins=stored["bins"])
+    elif changed == ["sources"] and wanted.tokenizer is not None and _are_same(settings, stored["settings"]):
+        _keep_unchanged(job)
+    elif any((work / "pieces").glob("*.json")):
+        raise UserError(
+            f"{work}: holds an unfinished corpus with other settings ({', '.join(changed)}); finish it with those, "
+            "remove it, or choose another --out"
+        )
+    else:
+        _empty(work)
     _check_room(job, size)
     for name in ("pieces", "bins"):
         (work / name).mkdir(exist_ok=True)
@@ -167,35 +179,24 @@ def _begin(wanted: Wanted, settings: dict[str, Any], out: Path, log: Callable[[s
         tokenizer = load_tokenizer(wanted.tokenizer) if wanted.tokenizer is not None else _learn(job, log)
         save_tokenizer(tokenizer, work / f".{_TOKENIZER}", model_max_length=wanted.seq_lens[-1])
         os.rename(work / f".{_TOKENIZER}", work / _TOKENIZER)
-    content = {"settings": {**settings, "versions": versions()}, "bins": job.bins}
-    write_json(work / _JOB, {**content, "pieces": [dataclasses.asdict(piece) for piece in pieces]})
+    write_json(work / _JOB, {"settings": {**settings, "versions": versions()}, "bins": job.bins})
     return job
 
 
-def _keep_unchanged(job: Job, stored: dict[str, Any]) -> bool:
-    """After a file of a source was mended: keep what is finished of the others, under the new numbers. False where
-    the sources themselves are others."""
-    before, now = stored["settings"]["sources"], job.settings["sources"]
-    if [source["spec"] for source in before] != [source["spec"] for source in now]:
-        return False
-    same = {tuple(file) for source in before for file in source.get("files", [])}
-    same &= {tuple(file) for source in now for file in source.get("files", [])}
-    paths = {file[0] for file in same}
-    numbers = {Piece(**piece): number for number, piece in enumerate(stored["pieces"])}
-    kept = job.work / ".pieces"
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir()
-    for number, piece in enumerate(job.pieces):
-        old = numbers.get(piece)
-        if old is None or piece.spec not in paths:
-            continue
-        for path in (job.work / "pieces").glob(f"{old:06d}.*"):
-            os.rename(path, kept / path.name.replace(f"{old:06d}", f"{number:06d}"))
-    for name in ("pieces", "bins"):
+def _are_same(settings: dict[str, Any], stored: dict[str, Any]) -> bool:
+    """Whether only files of the sources were changed, and not the sources."""
+    return [source["spec"] for source in settings["sources"]] == [source["spec"] for source in stored["sources"]]
+
+
+def _keep_unchanged(job: Job) -> None:
+    """After a file of a source was mended: keep what is finished of the others."""
+    names = set(job.names)
+    for path in [*(job.work / "pieces").iterdir(), *(job.work / "bins").iterdir()]:
+        if path.name.split(".")[0] not in names:
+            path.unlink()
+    for name in ("claims", "final"):
         shutil.rmtree(job.work / name, ignore_errors=True)
     (job.work / "select.json").unlink(missing_ok=True)
-    os.rename(kept, job.work / "pieces")
-    return True
 
 
 def _empty(work: Path) -> None:
@@ -213,9 +214,13 @@ def _check_room(job: Job, size: int) -> None:
     free = shutil.disk_usage(job.work).free
     if needed - there > free:
         raise UserError(
-            f"{job.out.parent}: about {needed / 1e9:,.1f} GB are needed for {size / 1e9:,.1f} GB of text, and "
-            f"{free / 1e9:,.1f} GB are free; free space, choose another --out, or limit the sources"
+            f"{job.out.parent}: about {_size(needed)} are needed for {_size(size)} of text, and {_size(free)} are "
+            "free; free space, choose another --out, or limit the sources"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
 
 
 def _learn(job: Job, log: Callable[[str], Any]) -> Tokenizer:
@@ -227,15 +232,17 @@ def _learn(job: Job, log: Callable[[str], Any]) -> Tokenizer:
 
 
 def _pieces_to_do(job: Job, log: Callable[[str], Any]) -> list[int]:
-    passed = {number for number in range(len(job.pieces)) if is_beyond(job, number)}
+    reached = Reached(job)
+    passed = {number for number in range(len(job.pieces)) if reached.before(number)}
     todo = [n for n in range(len(job.pieces)) if n not in passed and not job.piece(n, ".json").is_file()]
     there = len(job.pieces) - len(passed) - len(todo)
-    if there:
-        under_way = sorted(
-            f"{job.pieces[item].title} (rank {name})"
-            for item, name in left_behind(job.work / "claims" / "encode").items()
-            if item in todo
-        )
+    missing = set(todo)
+    under_way = sorted(
+        f"{job.pieces[item].title} (rank {name})"
+        for item, name in left_behind(job.work / "claims" / "encode").items()
+        if item in missing
+    )
+    if there or under_way:
         where = f"; the start before ended at {', '.join(under_way)}" if under_way else ""
         log(f"continuing: {there} of {len(job.pieces)} pieces are there{where}")
     return todo
@@ -250,10 +257,10 @@ def _bins_to_do(job: Job) -> list[int]:
 
 @contextmanager
 def _tidied(work: Path) -> Iterator[None]:
-    """At a failure, remove a work folder that holds nothing worth keeping."""
+    """At bad input or a full disk, remove a work folder that holds nothing worth keeping."""
     try:
         yield
-    except (UserError, RunError, OSError):
+    except (UserError, OSError):
         if not any((work / "pieces").glob("*.json")) and not (work / "final").is_dir():
             shutil.rmtree(work, ignore_errors=True)
         raise

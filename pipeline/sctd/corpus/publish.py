@@ -50,8 +50,8 @@ def publish(job: Job) -> Manifest:
         length: {split: _gather(job, final, packed, split, length) for split in SPLITS}
         for length in job.wanted.seq_lens
     }
-    totals = _totals(job, bins)
-    _check_rows(job, splits, totals)
+    totals, dropped = _totals(job, bins), _dropped(job, bins, packed)
+    _check_rows(job, splits, totals, dropped)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         seq_lens=job.wanted.seq_lens,
@@ -70,7 +70,7 @@ def publish(job: Job) -> Manifest:
         ),
         settings=job.settings,
         splits=splits,
-        dropped=_dropped(job, bins, packed),
+        dropped=dropped,
     )
     for path in (job.work / "tokenizer").iterdir():
         shutil.copyfile(path, final / path.name)
@@ -143,13 +143,18 @@ def _pieces(job: Job) -> list[dict[str, Any]]:
     return found
 
 
-def _check_rows(job: Job, splits: dict[int, dict[str, Split]], totals: list[dict[str, int]]) -> None:
+def _check_rows(
+    job: Job, splits: dict[int, dict[str, Split]], totals: list[dict[str, int]], dropped: dict[str, int]
+) -> None:
     where = ", ".join(source.spec for source in job.sources)
     documents, tokens = (sum(total[name] for total in totals) for name in ("documents", "length"))
     found, fraction = f"{documents:,} documents with {tokens:,} tokens", job.wanted.valid_fraction
     problem = ""
     if not documents:
-        problem = f"{where}: no documents in it; name a source that holds text"
+        kinds = {key: n for key, n in dropped.items() if n and key not in ("special_rows", "unfinished_tokens")}
+        counts = ", ".join(f"{n:,} {key.removeprefix('cleaning_').replace('_', ' ')}" for key, n in kinds.items())
+        problem = f"{where}: no documents in it" + (f" but those left out ({counts})" if counts else "")
+        problem += "; name a source that holds text, or leave out less"
     for length, split in splits.items():
         if not problem and not split["train"].rows:
             problem = (

@@ -12,7 +12,8 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,13 +59,13 @@ def _text_bytes(path: Path) -> int:
     size = path.stat().st_size
     if path.suffix not in COMPRESSIONS or size == 0:
         return size
-    with path.open("rb") as raw:
-        counting = _Counting(raw)
-        try:
+    try:
+        with path.open("rb") as raw:
+            counting = _Counting(raw)
             text = len(open_text(path, counting).read(_PROBE))
-        except _BROKEN:
-            text = 0  # the reader will say what is wrong with it
-        return size if not text else max(1, int(size * text / max(1, min(size, counting.taken))))
+    except _BROKEN:
+        return size  # the reader will say what is wrong with it
+    return size if not text else max(1, int(size * text / max(1, min(size, counting.taken))))
 
 
 class _Counting(io.RawIOBase):
@@ -114,7 +115,7 @@ def read_text(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     """Documents of a range of a file."""
     path = Path(piece.spec)
     if path.stat().st_size == 0:
-        faults.found(UserError(f"{path}: is empty; remove it, or fetch it again"), "empty")
+        faults.found("empty", partial(_empty, path))
         return
     lines = _Lines(path, piece, faults)
     if ending_of(path) == ".jsonl":
@@ -127,31 +128,46 @@ def read_text(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
         yield from _text_documents(lines, piece)
 
 
+def _empty(path: Path) -> str:
+    return f"{path}: is empty; remove it, or fetch it again"
+
+
 class _Lines:
     """(offset, line with its end) from A on, without an end: who asks knows where to stop."""
 
     def __init__(self, path: Path, piece: Piece, faults: Faults) -> None:
-        self.path, self._start, self._faults = path, piece.start, faults
+        self.path, self._faults = path, faults
         self.end = piece.end  # b
+        self._first = piece.start  # A, as soon as it is found
+        self._given = 0  # lines so far
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        offset = self._start
+        offset = self._first
+        begun = offset == 0
         try:
             with open_text(self.path) as stream:
                 _skip(stream, offset)
                 if offset:
                     offset += len(stream.readline())
+                self._first, begun = offset, True
                 for raw in stream:
+                    self._given += 1
                     yield offset, raw
                     offset += len(raw)
+                if offset == 0:
+                    self._faults.found("empty", partial(_empty, self.path))
         except _BROKEN as error:
-            if isinstance(error, OSError) and error.errno:
-                problem, kind = f"cannot be read ({error.strerror})", "unreadable"
-            else:
-                line = f"line {self.number(offset) - 1}" if offset else "its beginning"
-                problem = f"compressed file is truncated or damaged after {line} ({one_line(error)}); fetch it again"
-                kind = "truncated"
-            self._faults.found(UserError(f"{self.path}: {problem}"), kind)
+            # Of a file that breaks off before this piece begins, the piece that holds the break counts it.
+            if begun or self._faults.on_error == "stop":
+                self._broken(error)
+
+    def _broken(self, error: BaseException) -> None:
+        if isinstance(error, OSError) and error.errno:
+            self._faults.found("unreadable", lambda: f"{self.path}: cannot be read ({error.strerror})")
+            return
+        place = f"line {self._number}" if self._number else "its beginning"
+        problem = f"compressed file is truncated or damaged after {place} ({one_line(error)}); fetch it again"
+        self._faults.found("truncated", lambda: f"{self.path}: {problem}")
 
     def decoded(self, offset: int, raw: bytes) -> str | None:
         """The text of a line, or None where it is no UTF-8 and faults are passed over."""
@@ -159,23 +175,33 @@ class _Lines:
             # Only a file's beginning can hold a byte order mark.
             return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
         except UnicodeDecodeError as error:
-            place = offset + error.start
-            where = f"{self.path}, line {self.number(place)}, byte {place}"
-            bad = error.object[error.start]
-            problem = UserError(f"{where}: byte 0x{bad:02x} is not valid UTF-8; convert the file to UTF-8")
-            self._faults.found(problem, "undecodable")
+            start = len(raw) - len(error.object) + error.start  # the error does not count the byte order mark
+            behind = raw[start:-1].count(b"\n")  # lines, where `raw` is more than one
+            self._faults.found(
+                "undecodable",
+                lambda: (
+                    f"{self.path}, line {self._number - behind}, byte {offset + start}: byte 0x{raw[start]:02x} "
+                    "is not valid UTF-8; convert the file to UTF-8"
+                ),
+            )
             return None
 
-    def where(self, offset: int) -> str:
-        return f"{self.path}, line {self.number(offset)}"
+    def where(self) -> str:
+        """The place of the line that was given last."""
+        return f"{self.path}, line {self._number}"
 
-    def number(self, offset: int) -> int:
-        """The line that holds a byte, counted from 1. Reads the file from its beginning."""
-        count = 1
-        with open_text(self.path) as stream:
-            while offset > 0 and (block := stream.read(min(_BLOCK, offset))):
+    @property
+    def _number(self) -> int:
+        return self._before + self._given
+
+    @cached_property
+    def _before(self) -> int:
+        """Lines before A. Reads the file from its beginning, as far as it can be read."""
+        count, left = 0, self._first
+        with suppress(*_BROKEN), open_text(self.path) as stream:
+            while left > 0 and (block := stream.read(min(_BLOCK, left))):
                 count += block.count(b"\n")
-                offset -= len(block)
+                left -= len(block)
         return count
 
 
@@ -196,12 +222,15 @@ def _json_documents(lines: _Lines, field: str, faults: Faults) -> Iterator[str]:
         try:
             record = json.loads(text)
         except (json.JSONDecodeError, RecursionError, ValueError) as error:
-            hint = f"not valid JSON ({one_line(error)}); a .jsonl file has one JSON object a line"
-            faults.found(UserError(f"{lines.where(offset)}: {hint}"), "json")
+            faults.found("json", partial(_not_json, lines, one_line(error)))
             continue
-        found = text_of(record, field, partial(lines.where, offset), faults)
+        found = text_of(record, field, lines.where, faults)
         if found is not None:
             yield found
+
+
+def _not_json(lines: _Lines, problem: str) -> str:
+    return f"{lines.where()}: not valid JSON ({problem}); a .jsonl file has one JSON object a line"
 
 
 def _text_documents(lines: _Lines, piece: Piece) -> Iterator[str]:
@@ -247,7 +276,7 @@ def text_of(record: object, field: str, where: Callable[[], str], faults: Faults
             text.encode("utf-8")  # JSON can spell half of a surrogate pair, which no tokenizer takes
             return text
         except UnicodeEncodeError as error:
-            kind = "undecodable"
-            problem = f"{field!r} holds half of a surrogate pair at character {error.start}; fix or remove this entry"
-    faults.found(UserError(f"{where()}: {problem}"), kind)
+            kind, found = "undecodable", "half of a surrogate pair, or a byte that is not valid UTF-8,"
+            problem = f"{field!r} holds {found} at character {error.start}; fix or remove this entry"
+    faults.found(kind, lambda: f"{where()}: {problem}")
     return None

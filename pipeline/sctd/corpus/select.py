@@ -1,7 +1,6 @@
 """Between encoding and packing: where the limits cut, and which documents are nearly another's twin."""
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,27 @@ from sctd.corpus.shards import save_array
 SELECTED = "select.json"
 
 
-def is_beyond(job: Job, number: int) -> bool:
-    """Whether the pieces before this one, as far as they are finished in a row, have reached their source's limit."""
-    source = job.pieces[number].source
-    limit, taken = job.limits[source], np.zeros(2, dtype=np.int64)
-    for before in range(number if limit != Limit() else 0):
-        if job.pieces[before].source == source:
-            counts = _counts(job.piece(before, ".json"))
+class Reached:
+    """Where the pieces of each source, as far as they are finished in a row, reach its limit. Each is read once."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._taken = np.zeros((len(job.sources), 2), dtype=np.int64)
+        self._next: dict[int, int] = {}  # piece of each source; those of a source stand together
+        for number, piece in enumerate(job.pieces):
+            self._next.setdefault(piece.source, number)
+
+    def before(self, number: int) -> bool:
+        """Whether the pieces before this one have reached the limit of their source."""
+        job, source = self._job, self._job.pieces[number].source
+        limit, taken = job.limits[source], self._taken[source]
+        while limit != Limit() and self._next[source] < number and not _is_reached(limit, taken):
+            counts = _counts(job.piece(self._next[source], ".json"))
             if counts is None:
                 return False
             taken += counts
-            if _is_reached(limit, taken):
-                return True
-    return False
+            self._next[source] += 1
+        return self._next[source] <= number and _is_reached(limit, taken)
 
 
 def _is_reached(limit: Limit, taken: np.ndarray) -> bool:
@@ -35,14 +42,9 @@ def _is_reached(limit: Limit, taken: np.ndarray) -> bool:
 def _counts(path: Path) -> np.ndarray | None:
     """Documents and tokens of a finished piece."""
     try:
-        return _counts_of(path, path.stat().st_mtime_ns)
+        facts = read_json(path)
     except FileNotFoundError:
         return None
-
-
-@cache
-def _counts_of(path: Path, _: int) -> np.ndarray:
-    facts = read_json(path)
     return np.array([facts["documents"], facts["tokens"]], dtype=np.int64)
 
 

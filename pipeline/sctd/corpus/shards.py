@@ -37,6 +37,7 @@ def write_shards(
 def save_array(path: Path, array: np.ndarray) -> None:
     """One .npy file, on disk."""
     with path.open("wb") as stream:
-        np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(np.ascontiguousarray(array).data)  # numpy's own way has no words for a full disk
         stream.flush()
         os.fsync(stream.fileno())

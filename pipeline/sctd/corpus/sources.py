@@ -81,11 +81,19 @@ def fingerprint(sources: Sequence[Source]) -> list[dict[str, Any]]:
         facts: dict[str, Any] = {"name": source.name, "spec": source.spec}
         if source.spec == EMBEDDED:
             facts["python"] = platform.python_version()
-        elif not source.spec.startswith(HUB):
-            files = [(path, path.stat()) for path in source_files(source.spec)]
+        elif paths := _local_files(source.spec):
+            files = [(path, path.stat()) for path in paths]
             facts["files"] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
         found.append(facts)
     return found
+
+
+def _local_files(spec: str) -> list[Path]:
+    """Files of this machine, none for a data set of the hub."""
+    if not spec.startswith(HUB):
+        return source_files(spec)
+    folder = Path(spec.removeprefix(HUB).split(":")[0])
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
 
 
 def plan_pieces(sources: Sequence[Source], form: Form, piece_bytes: int) -> list[Piece]:
@@ -132,9 +140,13 @@ def source_files(spec: str) -> list[Path]:
         raise UserError(f"{spec}: is a folder; name its files with a glob, for example {spec.rstrip('/')}/*.jsonl")
     # A name that exists is taken literally, so that brackets in file names need no escaping.
     names = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
-    paths = [Path(name) for name in sorted(names) if os.path.isfile(name)]
+    paths = [Path(name) for name in sorted(names) if not os.path.isdir(name)]
     if not paths:
         raise UserError(f"{spec}: no file matches; check the path or quote the glob (a hub data set is hf:name)")
     for path in paths:
         ending_of(path)
+        if not path.is_file():
+            raise UserError(f"{path}: is a broken link, or no regular file; mend or remove it")
+        if str(path) != os.fsencode(path).decode("utf-8", "replace"):
+            raise UserError(f"{ascii(str(path))}: the name of the file is not UTF-8; rename it")
     return paths

@@ -1,5 +1,6 @@
 """Columns of Parquet and Arrow files. A compressed table is unpacked into a temporary file and is one piece."""
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 from sctd.corpus.faults import Faults, one_line
 from sctd.corpus.pieces import Form, Piece, titles
 from sctd.corpus.readers import COMPRESSIONS, ending_of, open_text, text_of
-from sctd.errors import UserError
 
 _BATCH_ROWS = 1024
 _ARROW_MAGIC = b"ARROW1"
@@ -45,7 +45,7 @@ def read_table(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     """The field of the rows of some row groups or record batches."""
     path = Path(piece.spec)
     if path.stat().st_size == 0:
-        faults.found(UserError(f"{path}: is empty; remove it, or fetch it again"), "empty")
+        faults.found("empty", lambda: f"{path}: is empty; remove it, or fetch it again")
         return
     name = piece.kind.capitalize()
     row = 0
@@ -59,10 +59,13 @@ def read_table(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
                     if found is not None:
                         yield found
     except _Column as error:
-        faults.found(UserError(str(error)), "field")
+        missing = str(error)
+        faults.found("field", lambda: missing)
     except _errors() as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # of the temporary file: no fault of the data
         problem = f"{path}: cannot be read as {name} after row {row} ({one_line(error)}); fetch it again"
-        faults.found(UserError(problem), "unreadable")
+        faults.found("unreadable", lambda: problem)
 
 
 class _Column(ValueError):
@@ -99,7 +102,7 @@ def _parquet(plain: Path, path: Path, piece: Piece, field: str) -> Iterator[tupl
         groups = range(file.num_row_groups)[piece.start : piece.end]
         row = sum(file.metadata.row_group(number).num_rows for number in range(piece.start))
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups), columns=[field]):
-            yield row, batch.column(0).to_pylist()
+            yield row, _texts(batch.column(0))
             row += len(batch)
 
 
@@ -107,9 +110,8 @@ def _group_bytes(path: Path, field: str) -> list[int]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        place = next(n for n in range(file.metadata.num_columns) if file.metadata.schema.column(n).name == field) if (
-            field in file.schema_arrow.names
-        ) else None  # fmt: skip
+        columns = range(file.metadata.num_columns)
+        place = next((n for n in columns if file.metadata.schema.column(n).path == field), None)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         if place is None:
             return [group.total_byte_size for group in groups]
@@ -126,7 +128,7 @@ def _arrow(plain: Path, path: Path, piece: Piece, field: str) -> Iterator[tuple[
             if number >= piece.start:
                 column = batch.column(names.index(field))
                 for start in range(0, len(column), _BATCH_ROWS):
-                    yield row + start, column[start : start + _BATCH_ROWS].to_pylist()
+                    yield row + start, _texts(column[start : start + _BATCH_ROWS])
             row += len(batch)
 
 
@@ -150,6 +152,18 @@ def _batches(path: Path) -> Iterator[tuple[list[str], Iterator[Any]]]:
         else:
             stream = pyarrow.ipc.open_stream(source)
             yield stream.schema.names, iter(stream)
+
+
+def _texts(column: Any) -> list[Any]:
+    """The values of a column; what is no UTF-8 in them becomes halves of surrogate pairs, which are refused later."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        kind = pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
+        raw = column.cast(kind).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
 def _check_column(path: Path, field: str, columns: list[str]) -> None:

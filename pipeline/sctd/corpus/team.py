@@ -4,6 +4,7 @@ All of them do a stage the same way: each takes the next item that nobody has ta
 the fast do more and nothing has to be dealt out. The files also tell who was at what when a rank died.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -50,10 +51,9 @@ class Rank:
         """Do all items that nobody else takes. Raises what the task raises, having told the others."""
         for item in items:
             self.look_around()
-            if not self._claim(item):
-                continue
             try:
-                task(item, self)
+                if self._claim(item):
+                    task(item, self)
             except _Abandoned:
                 raise
             except OSError as error:
@@ -90,7 +90,7 @@ class Rank:
             kind, message = "run", f"rank {self.name} failed at {title}: {type(error).__name__}: {error}"
             if isinstance(error, Exception) and not isinstance(error, RunError):
                 traceback.print_exc()
-        # Where the disk is full, the exit code alone has to tell.
+        # Where the disk is full, MPI or a worker's pipe has to tell.
         with contextlib.suppress(OSError):
             hidden = self._claims / f".{_MARKER}.{os.getpid()}"
             hidden.write_text(json.dumps({"kind": kind, "message": message}), encoding="utf-8")
@@ -180,7 +180,10 @@ class Workers(Team):
             ready = wait(list(talking))
             for pipe in [pipe for pipe in talking if pipe in ready]:
                 with contextlib.suppress(EOFError):
-                    self.log(pipe.recv())
+                    said = pipe.recv()
+                    if isinstance(said, UserError):
+                        raise said
+                    self.log(said)
                     continue
                 number = talking.pop(pipe)  # it has ended
                 team[number].join()
@@ -205,6 +208,9 @@ def _worker(number: int, items: list[int], task: Task, claims: Path, pipe: Any, 
         Rank(str(number), claims, pipe.send).work(items, task)
     except _Abandoned:
         pass
+    except UserError as error:
+        pipe.send(error)
+        sys.exit(1)
     except BaseException:
         sys.exit(1)
 
@@ -214,6 +220,9 @@ class Mpi(Team):
 
     def __init__(self, log: Callable[[str], Any] = print) -> None:
         try:
+            import mpi4py
+
+            mpi4py.rc.finalize = False
             from mpi4py import MPI
         except ImportError as error:
             hint = "build mpi4py against the MPI that starts the job: pip install mpi4py"
@@ -221,7 +230,15 @@ class Mpi(Team):
         self._comm = MPI.COMM_WORLD
         self.size, self.rank = self._comm.Get_size(), self._comm.Get_rank()
         self.name = f"{self.rank} ({socket.gethostname()})"
+        self._failed = False
+        atexit.register(self._leave, MPI.Finalize)
         super().__init__(log)
+
+    def _leave(self, finalize: Callable[[], None]) -> None:
+        """Finalizing waits for all ranks. After a failure the first has to end alone: when it has said what happened,
+        the launcher ends the others before each of them says the same."""
+        if not self._failed:
+            finalize()
 
     def main(self, function: Callable[[], T]) -> T:
         answer: tuple[Any, BaseException | None] = (None, None)
@@ -234,6 +251,7 @@ class Mpi(Team):
                     traceback.print_exc()
         value, problem = self._comm.bcast(answer, root=0)
         if problem is not None:
+            self._failed = True
             raise problem
         return value
 
@@ -243,6 +261,7 @@ class Mpi(Team):
         for name, other in everywhere[1:]:
             for key in first:
                 if other.get(key) != first[key]:
+                    self._failed = True
                     raise UserError(
                         f"rank {name} has {key} {other.get(key)}, rank {everywhere[0][0]} has {first[key]}: "
                         f"give all ranks the same {what}"
@@ -262,6 +281,7 @@ class Mpi(Team):
             mine = ("run", f"rank {self.name} failed: {type(error).__name__}: {error}")
         found = [error for error in self._comm.allgather(mine) if error is not None]
         if found:
+            self._failed = True
             kind, message = found[0]
             raise UserError(message) if kind == "user" else RunError(message)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sctd.config import Config, RunConfig
-from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
+from sctd.corpus.manifest import Manifest, read_manifest, verify_file, verify_shards
 from sctd.corpus.prepare import load_corpus_tokenizer
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream, valid_batches
@@ -38,16 +38,19 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     length = length or manifest.seq_len
     there = Rows(folder, manifest, split, length)
     masker = build_masker(Config(run=RunConfig(seed=seed)), manifest, tokenizer)
+    files = _Files(folder, manifest, split, length)
     if split == "train":
         stream = TrainStream(there, masker, seed, Share(0, 1, rows, 1))
-        row_B, (batch,) = stream.sample_rows(0), stream.step(0)
+        row_B = stream.sample_rows(0)
+        files.verify(row_B)
+        (batch,) = stream.step(0)
         names = [f"sample {number:,}: " for number in range(rows)]
         shown = f"train rows in the order of run.seed={seed}"
     else:
         rows = min(rows, len(there))
-        _, batch = next(valid_batches(there, masker, len(there), rows, 0, 1))
         row_B, names, shown = np.arange(rows), [""] * rows, f"held-out rows with the masks of run.seed={seed}"
-    files = _Files(folder, manifest, split, length)
+        files.verify(row_B)
+        _, batch = next(valid_batches(there, masker, len(there), rows, 0, 1))
     parts = [_header(folder, manifest), f"shown     {shown}: [MASK:word] hidden, [other<-word] replaced, [=word] kept"]
     for name, row, *masked in zip(
         names, row_B.tolist(), *(batch[key].numpy() for key in ("input_ids", "positions", "labels")), strict=True
@@ -98,6 +101,13 @@ class _Files:
         self._folder, self._length = folder, length
         self._shards = manifest.split(length, split).shards
         self._last = np.cumsum([shard.rows for shard in self._shards])
+
+    def verify(self, row_B: NDArray[np.int64]) -> None:
+        """UserError where one of the files that these rows lie in was altered."""
+        for number in np.unique(np.searchsorted(self._last, row_B, side="right")):
+            shard = self._shards[number]
+            for item in (shard, shard.ends):
+                verify_file(self._folder, item, hashed=True)
 
     def place(self, row: int) -> _Place:
         number = int(np.searchsorted(self._last, row, side="right"))

@@ -29,7 +29,8 @@ class Order:
 
     Args:
         rows: of each source. weights: shares of the samples; what they leave of 1 is shared by those that have None,
-            in proportion to their rows, and where all have one, they are taken relative to their sum.
+            in proportion to their rows, and where these have no rows or all have a weight, the weights are taken
+            relative to their sum.
     """
 
     def __init__(self, seed: int, rows: Sequence[int], weights: Sequence[float | None]) -> None:
@@ -67,7 +68,7 @@ class Order:
 def _places(rows: Sequence[int], weights: Sequence[float | None]) -> NDArray[np.int64]:
     """How many places of the pattern each source has."""
     given = {number: Fraction(str(weight)) for number, weight in enumerate(weights) if weight is not None}
-    others = [number for number in range(len(rows)) if number not in given]
+    others = [number for number in range(len(rows)) if number not in given and rows[number]]
     if not others:
         total = sum(given.values(), Fraction(0))
         given = {number: share / total for number, share in given.items()}
@@ -80,8 +81,11 @@ def _places(rows: Sequence[int], weights: Sequence[float | None]) -> NDArray[np.
     exact = [share * period for share in shares]
     places = [max(1 if share else 0, int(share)) for share in exact]
     order = sorted(range(len(rows)), key=lambda number: (places[number] - exact[number], number))
-    for number in order[: period - sum(places)]:
+    for number in order[: max(0, period - sum(places))]:
         places[number] += 1
+    while sum(places) > period:  # sources too small for a place have one: at the cost of the largest
+        large = [number for number in others if places[number] > 1] or range(len(rows))
+        places[max(large, key=lambda number: places[number])] -= 1
     return np.array(places, dtype=np.int64)
 
 
