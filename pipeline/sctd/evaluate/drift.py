@@ -86,9 +86,11 @@ class SentenceEncoder:
     """
 
     def __init__(self, spec: str) -> None:
+        import huggingface_hub
         import transformers
         from sentence_transformers import SentenceTransformer
 
+        huggingface_hub.utils.logging.set_verbosity_error()  # its retries, where there is no network
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.name = spec

@@ -59,6 +59,7 @@ def finetune(checkpoint: str, wanted: Wanted, out: Path | None, cell: int | None
         UserError: before anything is run, for what cannot be; after everything, where a fine-tuning failed.
     """
     _check(wanted)
+    prepare_machine()  # before anything is multiplied
     tasks = load_tasks(wanted.tasks)
     cells = [found for task in tasks for found in list_cells(task, wanted)]
     if cell is not None and not 0 <= cell < len(cells):
@@ -68,7 +69,6 @@ def finetune(checkpoint: str, wanted: Wanted, out: Path | None, cell: int | None
     if count:
         print(len(cells))
         return
-    prepare_machine()
     chosen = cells if cell is None else [cells[cell]]
     materials = {task.name: read_material(task, wanted.data_dir, encoder) for task in _tasks(chosen)}
     missing = [each for each in chosen if finished(folder, each, materials[each.task.name]) is None]

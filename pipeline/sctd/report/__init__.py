@@ -1,0 +1,1 @@
+"""Runs and their evaluations as one page, tables and figures."""

@@ -1,0 +1,93 @@
+"""What can be said of a difference: Welch's test over seeds, Holm's correction, Wilcoxon's test over tasks."""
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05  # of significance
+CONFIDENCE = 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two means: the first one minus the second.
+
+    Args:
+        low, high: confidence interval; p: of no difference. None where the values do not allow a test.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """By Welch's t-test. No test of single values, or where neither side varies."""
+    value = float(np.mean(first) - np.mean(second))
+    if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
+        return Difference(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values
+        found = stats.ttest_ind(first, second, equal_var=False)
+        interval = found.confidence_interval(CONFIDENCE)
+    return Difference(value, float(interval.low), float(interval.high), float(found.pvalue))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """p values for as many tests at once, by Holm's method; None stays None."""
+    order = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = highest
+    return adjusted
+
+
+def wilcoxon(differences: Sequence[float]) -> float | None:
+    """p of paired differences, by Wilcoxon's signed-rank test; None of fewer than two that are not 0."""
+    others = [difference for difference in differences if difference]
+    return float(stats.wilcoxon(others).pvalue) if len(others) > 1 else None
+
+
+def two_shares(first: float, second: float, trials: int) -> Difference:
+    """Of two shares of so many independent trials each: normal approximation."""
+    value = first - second
+    error = float(np.sqrt((first * (1 - first) + second * (1 - second)) / trials))
+    return _normal(value, error)
+
+
+def two_means(first: float, second: float, errors: tuple[float, float]) -> Difference:
+    """Of two independent means with these standard errors: normal approximation."""
+    return _normal(first - second, float(np.hypot(*errors)))
+
+
+def _normal(value: float, error: float) -> Difference:
+    if error == 0:
+        return Difference(value)
+    reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
+    return Difference(value, value - reach, value + reach, float(2 * stats.norm.sf(abs(value) / error)))
+
+
+def as_p(p: float | None) -> str:
+    """For people."""
+    if p is None:
+        return "no test"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where there is none, or any is None."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def spread_of(values: Sequence[float | None]) -> float | None:
+    """Sample standard deviation; None of fewer than two."""
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) > 1 else None

@@ -1,0 +1,187 @@
+"""What stands on top of a report: what was trained, what came out, and how it relates to the paper."""
+
+from collections.abc import Sequence
+
+from sctd.page import as_short
+from sctd.report import paper, stats
+from sctd.report.arms import BASELINE, Group, baseline_of, differences, is_papers
+from sctd.report.compare import Comparison
+from sctd.report.document import Part, Points, Section
+from sctd.report.gather import Material, Run
+from sctd.report.record import lengths_of
+from sctd.report.scores import Subject
+from sctd.report.words import as_hours, as_saving, counted, listed, opening, short_name, signed
+
+
+def summary_section(
+    material: Material, groups: Sequence[Group], found: Sequence[Subject], compared: Sequence[Comparison]
+) -> Section:
+    section = Section("summary", "Summary")
+    parts: list[Part] = [_trained(groups) if groups else "No pretraining run is among the folders: scores alone."]
+    parts += [*_unfinished(groups), *_apart(groups)]
+    parts += [words for words in (_losses(groups), _costs(groups), _scored(found)) if words]
+    paragraph, *lines = _beside_paper(groups, compared) or [""]
+    parts += [paragraph] if paragraph else []
+    parts += [Points(lines)] if lines else []
+    parts += [words for words in (_strength(groups, compared), _ablated(material)) if words]
+    section.parts = parts
+    return section
+
+
+def tiles(material: Material, groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """Figures for the top of the page: (value, what it is)."""
+    runs = [run for group in groups for run in group.trained]
+    ablated = [line for ablation in material.ablations for _, line, _ in ablation.lines if line and line.finished]
+    cells = sum(len(each.cells) for run in material.runs for each in run.evaluations.values())
+    cells += sum(len(other.cells) for other in material.others)
+    cells += sum(len(scored.cells) for ablation in material.ablations for _, _, scored in ablation.lines)
+    hours = [run.at(run.step).get("hours") for run in runs] + [line.hours for line in ablated]
+    tokens = [run.at(run.step).get("tokens") for run in runs]
+    found = [
+        (f"{len(runs) + len(ablated):,}", "pretraining runs"),
+        (listed([str(len({group.arm for group in groups}))]), "arms"),
+        (as_short(max((value for value in tokens if value), default=0)), "tokens a run, at most"),
+        (as_hours(sum(value for value in hours if value)) + " h", "of pretraining in all"),
+        (f"{cells:,}", "fine-tunings"),
+    ]
+    return [pair for pair in found if pair[0] not in ("0", "0 h")]
+
+
+def _trained(groups: Sequence[Group]) -> str:
+    first, runs = groups[0].first, [run for group in groups for run in group.runs]
+    model, manifest = first.config.model, first.manifest
+    arms = list(dict.fromkeys(group.label for group in groups))
+    seeds = sorted({run.config.run.seed for run in runs})
+    steps, tokens = max(group.step for group in groups), max(group.mean("tokens") or 0 for group in groups)
+    budget = f", {as_short(tokens)} tokens," if tokens else ","
+    shape = "BERT-base" if is_papers(groups[0]) and model.layers == paper.SHAPES["base"][0] else (
+        "BERT-large" if is_papers(groups[0]) else "a BERT"
+    )  # fmt: skip
+    data = listed([f"{source.name} ({short_name(source.spec)})" for source in manifest.sources])
+    return (
+        f"{counted(len(runs), 'pretraining run')} ({listed(arms)}; {'seed' if len(seeds) == 1 else 'seeds'} "
+        f"{listed([str(seed) for seed in seeds])}) of {shape} with {model.layers} layers of {model.hidden_size}, "
+        f"{model.heads} heads and {model.vocab_size or manifest.vocab_size:,} ids: {steps:,} optimizer steps "
+        f"of {first.config.train.batch_size:,} rows of {lengths_of(first)} tokens{budget} in "
+        f"{first.config.train.precision}, on {manifest.documents:,} documents of {data}{_where(runs)}."
+    )
+
+
+def _where(runs: Sequence[Run]) -> str:
+    places = sorted({f"{a['host']} ({counted(a['ranks'], 'rank')})" for run in runs for a in run.attempts})
+    days = sorted({attempt["start"][:10] for run in runs for attempt in run.attempts})
+    if not places:
+        return ""
+    return f"; on {listed(places)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+
+
+def _unfinished(groups: Sequence[Group]) -> list[str]:
+    """A warning where runs are not at their end."""
+    runs = [run for group in groups for run in group.runs if run.step < run.goal]
+    said = [f"{run.name} (step {run.step:,} of {run.goal:,})" for run in runs]
+    return [f"Not at {'its' if len(said) == 1 else 'their'} end yet: {listed(said)}."] if said else []
+
+
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """A warning where arms differ in more than the method."""
+    if len({group.kind for group in groups}) < 2:
+        return []
+    keys = differences(groups)
+    return [
+        f"These runs are not all of one kind: they differ in {listed(keys)} beside the method. They are shown "
+        "together, but only runs that differ in the method alone are compared."
+    ]
+
+
+def _losses(groups: Sequence[Group]) -> str:
+    said = []
+    for group in groups:
+        loss = group.mean("valid_loss") if group.trained else None
+        if loss is not None:
+            said.append(
+                f"{group.label} {loss:.3f} (step {group.step:,})" if _unequal(groups) else f"{group.label} {loss:.3f}"
+            )
+    return f"Held-out loss at the end, in nats: {listed(said)}." if said else ""
+
+
+def _unequal(groups: Sequence[Group]) -> bool:
+    return len({group.step for group in groups}) > 1
+
+
+def _costs(groups: Sequence[Group]) -> str:
+    said = []
+    for group in groups:
+        baseline = baseline_of(group, groups)
+        if group.arm == BASELINE or baseline is None or group.step != baseline.step or not group.step:
+            continue
+        pairs = [(group.mean(key), baseline.mean(key)) for key in ("hours", "flops")]
+        savings = [1 - mine / whole for mine, whole in pairs if mine is not None and whole]
+        if len(savings) == len(pairs):
+            said.append(f"{group.label} {as_saving(savings[0])} ({as_saving(savings[1])})")
+    return f"Time of training relative to the baseline, and in brackets FLOPs: {listed(said)}." if said else ""
+
+
+def _scored(found: Sequence[Subject]) -> str:
+    """Means over the tasks that all arms have."""
+    arms = [each for each in found if each.group is not None]
+    tasks = [set().union(*(each.best for each in subject.evaluations)) for subject in arms]
+    common = sorted(set.intersection(*tasks)) if tasks else []
+    if not common:
+        return ""
+    said = []
+    for subject in arms:
+        scores = [subject.score(task) for task in common]
+        means = [sum(units) / len(units) for task, score in zip(common, scores, strict=True) if score
+                 for units in [subject.units(task, score.metric)] if units]  # fmt: skip
+        if len(means) == len(common):
+            said.append(f"{subject.label} {100 * sum(means) / len(means):.2f}")
+    over = f"the mean over {len(common)} tasks" if len(common) > 1 else common[0]
+    return f"Fine-tuned, at the best dev epoch, by main metrics in percent, {over} is: {listed(said)}." if said else ""
+
+
+def _beside_paper(groups: Sequence[Group], compared: Sequence[Comparison]) -> list[str]:
+    """A paragraph, and a line for each comparison that the paper has too."""
+    said = []
+    if groups and not all(is_papers(group) for group in groups):
+        said.append(
+            "The paper's BERT-base and BERT-large saw 131 billion tokens: absolute scores here are not comparable with "
+            "its scores; what can be compared is the sign of differences between arms, and shares of time."
+        )
+    elif groups:
+        said.append("Absolute scores are comparable with the paper's only as far as data and corpus are the same.")
+    for each in compared:
+        known = each.against(each.size) if each.tested else None
+        if known is None:
+            continue
+        same, of, mean = known
+        agree = f"{same} of {counted(of, 'sign')} {'agrees' if same == 1 else 'agree'}" if of else "no signs to compare"
+        said.append(
+            f"{opening(each.first.label)} against {each.second.label}: {signed(100 * each.mean)} points over "
+            f"{counted(len(each.tested), 'task')} ({stats.as_p(each.p)}), in the paper (BERT-{each.size}) "
+            f"{signed(mean)}; {agree}."
+        )
+    return said
+
+
+def _ablated(material: Material) -> str:
+    said = []
+    for ablation in material.ablations:
+        done = sum(line is not None and line.finished for _, line, _ in ablation.lines)
+        said.append(f"{ablation.title} ({done} of {counted(len(ablation.lines), 'run')})")
+    return f"Ablations: {listed(said)}." if said else ""
+
+
+def _strength(groups: Sequence[Group], compared: Sequence[Comparison]) -> str:
+    """What the tests can say, and what not."""
+    if not compared:
+        return ""
+    if all(len(group.runs) == 1 for group in groups):
+        return (
+            "There is one pretraining run an arm. The tests tell differences from the spread of fine-tuning and of "
+            "tasks; how much another pretraining seed would change is not measured, so none of them shows that an arm "
+            "is better."
+        )
+    said = "Where both arms have several pretraining seeds, each of them counts once, as the mean of its fine-tunings."
+    if any(each.units[0] == "seeds" for each in compared):
+        said += " Against an arm with one, all fine-tunings are compared, and pretraining seeds are not tested."
+    return said
