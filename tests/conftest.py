@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,11 @@ import torch
 from sctd.corpus.job import Wanted
 from sctd.corpus.prepare import prepare
 from sctd.corpus.sources import read_documents
+
+# Without a GPU, Triton kernels run under Triton's interpreter, which must be chosen before anything imports triton.
+assert "triton" not in sys.modules
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Dropout on, F = 4, two micro-batches a step: small, but nothing of the method is switched off.
 RECIPE = """

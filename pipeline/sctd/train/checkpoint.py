@@ -247,7 +247,7 @@ def read_importance(path: Path) -> Tensor | None:
 
 def write_atomically(path: Path, text: str) -> None:
     """The file has the old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     temporary.write_text(text, encoding="utf-8")
     _fsync(temporary)
     temporary.replace(path)
