@@ -134,7 +134,7 @@ def test_the_commands_of_the_readme(slurm: Slurm, recipe: Path, corpus: Path, tm
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     for command in commands:
         command = re.sub(r"CORPUS=\S+", f"CORPUS={corpus} RECIPE={recipe} DEEPSPEED_CONFIG=", command)
-        command = command.replace(" slurm/", f" --parsable {' '.join(SHRUNK)} --time=30 slurm/")  # the signal comes 10 minutes before
+        command = command.replace(" slurm/", f" --parsable {' '.join(SHRUNK)} --time=30 slurm/")
         job = slurm.run("bash", "-c", command, cwd=tmp_path)
         assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", list(tmp_path.glob("*.log"))[0].read_text()
     for name, arm in (("bert-large-sctd", "sctd"), ("large-token-drop", "token_drop")):
