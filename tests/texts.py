@@ -5,9 +5,13 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sctd.corpus.job import Wanted
+from sctd.corpus.manifest import Manifest
+from sctd.corpus.prepare import prepare
 from sctd.corpus.team import Rank
 from sctd.errors import UserError
 
@@ -24,6 +28,17 @@ def write(path: Path, texts: Sequence[str]) -> str:
     """The path of a .jsonl of them."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
+
+
+def settings(*sources: str, **changes: Any) -> Wanted:
+    """Of a small preparation."""
+    return Wanted(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
+
+
+def run(source: str | Sequence[str], out: Path, **changes: Any) -> Manifest:
+    """Prepare it."""
+    sources = [source] if isinstance(source, str) else source
+    return prepare(settings(*sources, **changes), out, log=lambda line: None)
 
 
 def assert_same_corpus(a: Path, b: Path) -> None:

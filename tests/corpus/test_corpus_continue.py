@@ -1,20 +1,17 @@
 """Preparations that ended at odd places, and files that were mended: nothing is taken for what it is not."""
 
 import string
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sctd.corpus import encode, job, publish
 from sctd.corpus import prepare as module
-from sctd.corpus.job import Wanted
-from sctd.corpus.manifest import Manifest, read_manifest
+from sctd.corpus.manifest import read_manifest
 from sctd.corpus.prepare import prepare
 from sctd.corpus.team import Team
 from sctd.errors import RunError, UserError
-from texts import WORDS, assert_same_corpus, documents, write
+from texts import WORDS, assert_same_corpus, documents, run, settings, write
 
 
 class Power(Exception):
@@ -24,15 +21,6 @@ class Power(Exception):
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     return write(tmp_path / "data.jsonl", documents(200))
-
-
-def settings(*sources: str, **changes: Any) -> Wanted:
-    return Wanted(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
-
-
-def run(source: str | Sequence[str], out: Path, **changes: Any) -> Manifest:
-    sources = [source] if isinstance(source, str) else source
-    return prepare(settings(*sources, **changes), out, log=lambda line: None)
 
 
 def test_a_mended_file_may_be_refused_once_more(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from sctd.corpus import binning, encode, job, select, shards
 from sctd.corpus import prepare as module
 from sctd.corpus.clean import Cleaning
 from sctd.corpus.encode import document_hash, falls_to_valid
-from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
 from sctd.corpus.pack import Packer
 from sctd.corpus.prepare import load_corpus_tokenizer, prepare
 from sctd.corpus.publish import unigram_entropy
 from sctd.corpus.tokenizer import SpecialIds, corpus_encoder, encode_documents, tokenizer_hash
 from sctd.errors import UserError
-from texts import assert_same_corpus, documents, write
+from texts import assert_same_corpus, documents, run, settings, write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -30,15 +28,6 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 def source(tmp_path: Path) -> str:
     """A small .jsonl of 200 distinct documents of 30 words."""
     return write(tmp_path / "data.jsonl", documents(200))
-
-
-def settings(*sources: str, **changes: Any) -> Wanted:
-    return Wanted(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
-
-
-def run(source: str | Sequence[str], out: Path, **changes: Any) -> Manifest:
-    sources = [source] if isinstance(source, str) else source
-    return prepare(settings(*sources, **changes), out, log=lambda line: None)
 
 
 def error(source: str, out: Path, **changes: Any) -> str:

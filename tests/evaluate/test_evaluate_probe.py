@@ -19,24 +19,8 @@ from sctd.evaluate.layers import batches, sentence_vectors
 from sctd.evaluate.pictures import colours, draw_probe
 from sctd.evaluate.probe import layer_accuracies, read_task
 from support import ROOT, train
+from tiny_bert import FILLER
 
-WORDS = [
-    "the",
-    "of",
-    "a",
-    "list",
-    "and",
-    "object",
-    "value",
-    "if",
-    "is",
-    "not",
-    "to",
-    "in",
-    "function",
-    "string",
-    "with",
-]
 SIGNS = {"PAST": "was", "PRES": "method"}
 DATA = ROOT.parent / "shared" / "data" / "probing"
 
@@ -53,7 +37,7 @@ def planted(path: Path, signs: dict[str, str] | None, rows: int = 300) -> Path:
     draw, lines = random.Random(1), []
     for number in range(2 * rows):
         label = ("PAST", "PRES")[number % 2]
-        words = draw.choices(WORDS, k=draw.randint(4, 12))
+        words = draw.choices(FILLER, k=draw.randint(4, 12))
         if signs:
             words[draw.randrange(len(words))] = signs[label]
         split = "tr" if number < rows else ("va", "te")[number // 2 % 2]
