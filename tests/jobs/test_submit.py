@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sctd.errors import UserError
-from sctd.jobs.submit import _seconds
+from sctd.jobs.submit import limit_seconds
 from support import sctd
 
 CPUS = ("--nodes", 2, "--gpus-per-node", 0, "--dry-run")
@@ -66,10 +66,10 @@ def test_what_the_job_would_refuse_is_refused_now(
     [("30", 1800), ("2:30", 150), ("1:00:00", 3600), ("1-2", 93600), ("1-2:03", 93780), ("1-02:03:04", 93784)],
 )
 def test_times_as_sbatch_reads_them(text: str, seconds: int) -> None:
-    assert _seconds(text) == seconds
+    assert limit_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0:30", "1h", "1:2:3:4", "-5", "24:00:00 ", "٣٠"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
-        _seconds(text)
+        limit_seconds(text)
