@@ -34,6 +34,7 @@ def _add_finetune(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=int, help="examples a step (default: the task's)")
     verb.add_argument("--steps", type=int, help="optimizer steps (default: the task's)")
     verb.add_argument("--epochs", type=float, help="the same, in passes over the training rows")
+    verb.add_argument("--max-length", type=int, help="tokens of a row (default: the task's)")
     verb.add_argument("--out", type=Path, help="folder of the results (default: RUN/evaluation/step-N)")
     verb.add_argument("--cell", type=int, metavar="N", help="run the N-th fine-tuning alone, from 0")
     verb.add_argument("--count", action="store_true", help="print how many fine-tunings there are, and stop")
@@ -112,6 +113,7 @@ def _finetune(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         steps=args.steps,
         epochs=args.epochs,
+        max_length=args.max_length,
     )
     finetune(args.checkpoint, wanted, args.out, args.cell, args.count)
 

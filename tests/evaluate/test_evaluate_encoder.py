@@ -209,7 +209,8 @@ def test_results_of_two_encoders_are_never_mixed(run: Path, tmp_path: Path) -> N
 def cell(task: str, seed: int, score: float, **changes: Any) -> dict[str, Any]:
     facts = {"task": task, "title": task.upper(), "suite": "glue", "metrics": ["accuracy", "f1"], "seed": seed}
     values = {"best": {"accuracy": score, "f1": score / 2}, "last": {"accuracy": 0.0, "f1": 0.0}}
-    return {**facts, "lr": 1e-5, "batch_size": 16, "steps": 100, "shots": None, "scores": values, **changes}
+    setting = {"lr": 1e-5, "batch_size": 16, "steps": 100, "max_length": 256, "shots": None}
+    return {**facts, **setting, "scores": values, **changes}
 
 
 def write_cells(folder: Path, cells: Sequence[dict[str, Any]]) -> None:

@@ -121,7 +121,7 @@ def test_the_table_has_mean_and_deviation_of_all_seeds(call: Caller) -> None:
     values = [result["scores"]["best"]["pearson"] for result in call.results().values()]
     cell = f"{statistics.fmean(values):.4f} +- {statistics.stdev(values):.4f}"
     (line,) = (line for line in said.splitlines() if line.startswith("stsb  pearson"))
-    assert cell in line and line.endswith("3      LR 0.001, batch 16, 10 steps")
+    assert cell in line and line.endswith("3      LR 0.001, batch 16, 10 steps, 64 tokens")
     assert any(line.startswith("stsb  spearman") for line in said.splitlines())
     assert f"| stsb | pearson | {cell} |" in (call.out / "finetune" / "scores.md").read_text()
     with (call.out / "finetune" / "scores.csv").open() as file:
@@ -272,6 +272,17 @@ def test_of_a_grid_the_best_setting_stands_first(call: Caller) -> None:
         assert len(list(csv.DictReader(file))) == 4 * 2 * 2
 
 
+def test_shorter_rows_are_a_setting_of_their_own(call: Caller) -> None:
+    quick = ("--task", "rte", "--seeds", 1, *QUICK)
+    call(*quick, "--max-length", 256)  # the task's own
+    said = call(*quick, "--max-length", 16)
+    found = {name: result["max_length"] for name, result in call.results().items()}
+    assert found == {"rte/lr0.001-b16-seed1-10steps": 64, "rte/lr0.001-b16-seed1-10steps-16tokens": 16}
+    assert "longer than 16 tokens" in said and "10 steps, 16 tokens" in said
+    with (call.out / "finetune" / "scores.csv").open() as file:
+        assert [line["max_length"] for line in csv.DictReader(file)].count("16") == 2
+
+
 def test_few_shots_have_a_name_and_the_same_steps_for_all_seeds(call: Caller, data: Path, tmp_path: Path) -> None:
     """Though some draws of 4 sentences a type are larger than others."""
     task, files = tmp_path / "entities.yaml", data / "conll03"
@@ -362,6 +373,7 @@ def one_line(said: str) -> str:
         (("--task", "rte", "--shots", 0), "--shots 0"),
         (("--task", "rte", "--batch-size", -3), "--batch-size -3"),
         (("--task", "rte", "--steps", 0), "--steps 0"),
+        (("--task", "rte", "--max-length", 15), "--max-length 15: must be at least 16"),
         (("--task", "rte", "--epochs", "nan"), "--epochs nan"),
         (("--task", "rte", "--lr", "inf"), "--lr inf"),
         (("--task", "rte", "--steps", 5, "--epochs", 1), "--steps and --epochs"),

@@ -28,6 +28,7 @@ class Cell:
 
     Args:
         steps, epochs: at most one of them; neither: the task's own. shots: None: all training rows.
+        max_length: tokens, where it is not the task's own.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class Cell:
     steps: int | None = None
     epochs: float | None = None
     shots: int | None = None
+    max_length: int | None = None
 
     @property
     def own_length(self) -> bool:
@@ -53,7 +55,8 @@ class Cell:
         """What its folder is called."""
         length = "" if self.own_length else f"-{self.total_steps(material)}steps"
         shots = f"-{self.shots}shot" if self.shots else ""
-        return f"lr{self.lr:g}-b{self.batch_size}-seed{self.seed}{length}{shots}"
+        tokens = f"-{self.max_length}tokens" if self.max_length else ""
+        return f"lr{self.lr:g}-b{self.batch_size}-seed{self.seed}{length}{tokens}{shots}"
 
 
 def finished(folder: Path, cell: Cell, material: Material) -> Record | None:

@@ -17,13 +17,14 @@ from sctd.errors import UserError
 from sctd.evaluate.cells import Cell, finished, run_cell
 from sctd.evaluate.encoder import open_encoder
 from sctd.evaluate.material import Material, read_material
-from sctd.evaluate.results import Record, Score, read_cells, scores
+from sctd.evaluate.results import SETTING, Record, Score, read_cells, scores
 from sctd.evaluate.tasks import Task, load_tasks
 from sctd.train.checkpoint import write_atomically
 from sctd.train.cpu import keep_freed_memory, repeatable_products, share_cores
 
 _GRID_LR = (1e-5, 2e-5, 3e-5, 5e-5)
 _GRID_BATCH_SIZE = (12, 16, 32)
+_SHORTEST = 16  # tokens of a row: special ones, and a few of two texts
 _COLUMNS = ("task", "metric", "best epoch", "last epoch", "seeds", "setting")
 
 
@@ -46,6 +47,7 @@ class Wanted:
     batch_size: int | None = None
     steps: int | None = None
     epochs: float | None = None
+    max_length: int | None = None
 
 
 def finetune(checkpoint: str, wanted: Wanted, out: Path | None, cell: int | None, count: bool) -> None:
@@ -87,8 +89,10 @@ def list_cells(task: Task, wanted: Wanted) -> list[Cell]:
     """The cells of a task, in the order of their numbers: by setting, then by seed."""
     rates = _choose(wanted.lr, task.lr, _GRID_LR, wanted.grid)
     sizes = _choose(wanted.batch_size, task.batch_size, _GRID_BATCH_SIZE, wanted.grid)
+    length = None if wanted.max_length == task.max_length else wanted.max_length
+    task = replace(task, max_length=length or task.max_length)
     return [
-        Cell(task, lr, size, seed, wanted.steps, wanted.epochs, wanted.shots)
+        Cell(task, lr, size, seed, wanted.steps, wanted.epochs, wanted.shots, length)
         for lr in rates
         for size in sizes
         for seed in range(1, wanted.seeds + 1)
@@ -108,6 +112,8 @@ def _check(wanted: Wanted) -> None:
         value = getattr(wanted, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    if wanted.max_length is not None and wanted.max_length < _SHORTEST:
+        raise UserError(f"--max-length {wanted.max_length}: must be at least {_SHORTEST}")
     for option in ("lr", "epochs"):
         value = getattr(wanted, option)
         if value is not None and not 0 < value < math.inf:
@@ -229,7 +235,7 @@ def _mean(score: Score) -> str:
 def _setting(score: Score) -> str:
     of = score.setting
     shots = f", {of['shots']} examples a class" if of["shots"] else ""
-    return f"LR {of['lr']:g}, batch {of['batch_size']}, {of['steps']:,} steps{shots}"
+    return f"LR {of['lr']:g}, batch {of['batch_size']}, {of['steps']:,} steps, {of['max_length']} tokens{shots}"
 
 
 def _plain(rows: Sequence[tuple[str, ...]]) -> str:
@@ -247,14 +253,13 @@ def _csv(results: Sequence[Record]) -> str:
     """A line for each task, setting, metric and epoch (best, last): mean, deviation, and the value of each seed."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    setting = ("lr", "batch_size", "steps", "shots")
-    writer.writerow(("task", *setting, "metric", "epoch", "mean", "deviation", "seeds", "values"))
+    writer.writerow(("task", *SETTING, "metric", "epoch", "mean", "deviation", "seeds", "values"))
     for pair in _pairs(results):
         for metric in (pair[0].metric, *pair[0].others):
             for epoch, score in zip(("best", "last"), (_metric(score, metric) for score in pair), strict=True):
                 values = " ".join(f"{seed}:{value:.6g}" for seed, value in sorted(score.values.items()))
                 deviation = "" if math.isnan(score.deviation) else f"{score.deviation:.6g}"
-                of = [score.setting[name] for name in setting]
+                of = [score.setting[name] for name in SETTING]
                 numbers = (f"{score.mean:.6g}", deviation, len(score.values), values)
                 writer.writerow((score.task, *of, metric, epoch, *numbers))
     return stream.getvalue()

@@ -19,6 +19,8 @@ from sctd.errors import UserError
 
 Record = dict[str, Any]
 
+SETTING = ("lr", "batch_size", "steps", "max_length", "shots")  # keys of a cell; seeds of one setting are one score
+
 
 @dataclass(frozen=True)
 class Score:
@@ -27,7 +29,7 @@ class Score:
     Args:
         values: main metric of each seed, by seed, at the chosen epoch, in the metric's own unit (most: 0 to 1).
         others: the same of the task's further metrics.
-        setting: lr, batch_size, steps, shots.
+        setting: what SETTING names.
         suite: that the task belongs to.
     """
 
@@ -82,14 +84,14 @@ def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for cell in cells:
-        key = tuple(cell[name] for name in ("task", "lr", "batch_size", "steps", "shots"))
+        key = tuple(cell[name] for name in ("task", *SETTING))
         groups.setdefault(key, []).append(cell)
     found = []
-    for (task, lr, batch_size, steps, shots), members in groups.items():
+    for (task, *setting), members in groups.items():
         main, *rest = members[0]["metrics"]
         values = {name: {cell["seed"]: cell["scores"][epoch][name] for cell in members} for name in (main, *rest)}
-        setting = {"lr": lr, "batch_size": batch_size, "steps": steps, "shots": shots}
-        found.append(Score(task, main, values.pop(main), values, setting, members[0]["suite"]))
+        named = dict(zip(SETTING, setting, strict=True))
+        found.append(Score(task, main, values.pop(main), values, named, members[0]["suite"]))
     return found
 
 

@@ -1,11 +1,15 @@
 """To and from `transformers.BertForMaskedLM`: the names differ, and we keep key and value in one matrix."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import BertConfig
 
 from sctd.errors import UserError
 from sctd.model.bert import Bert, BertShape
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 # (ours, theirs) by prefix; `{}` is the layer number.
 _EMBEDDINGS = (
@@ -29,7 +33,9 @@ _KEY_VALUE = "layers.{}.attention.key_value"
 _THEIR_SELF = "bert.encoder.layer.{}.attention.self"
 
 
-def to_hf_config(shape: BertShape, pad_token_id: int) -> BertConfig:
+def to_hf_config(shape: BertShape, pad_token_id: int) -> "BertConfig":
+    from transformers import BertConfig  # takes a second, and most commands convert nothing
+
     return BertConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -48,7 +54,7 @@ def to_hf_config(shape: BertShape, pad_token_id: int) -> BertConfig:
     )
 
 
-def from_hf_config(config: BertConfig) -> BertShape:
+def from_hf_config(config: "BertConfig") -> BertShape:
     """The shape of a transformers BERT.
 
     Raises:
@@ -101,7 +107,7 @@ def from_hf_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return renamed
 
 
-def load_hf(config: BertConfig, state: dict[str, Tensor]) -> Bert:
+def load_hf(config: "BertConfig", state: dict[str, Tensor]) -> Bert:
     """Our model with the weights of a `BertForMaskedLM`.
 
     Raises:

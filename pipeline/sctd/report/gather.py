@@ -15,14 +15,14 @@ from sctd.evaluate.ablation_table import Line, read_line
 from sctd.evaluate.ablations import ABLATION, Row, read_ablation
 from sctd.evaluate.encoder import ENCODER, EVALUATION, read_mark
 from sctd.evaluate.probe import distinct_names
-from sctd.evaluate.results import Record, Score, best_scores, read_cells, read_drift, read_probes
+from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cells, read_drift, read_probes
 from sctd.train.attempts import read_attempts
 from sctd.train.export import CORPUS_COPY, read_run
 from sctd.train.flops import flops_until
 from sctd.train.monitor import read_metrics
 
 _RUN = "config.yaml"
-_CELL = ("task", "title", "suite", "lr", "batch_size", "seed", "steps", "shots")
+_CELL = ("task", "title", "suite", "seed", *SETTING)
 
 
 @dataclass(frozen=True)
