@@ -1,15 +1,17 @@
 """FLOPs of a step: against the figures of the design and against products counted by torch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sctd.config import load_config
 from sctd.model.bert import BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS
 from sctd.objective.schedule import Phase
-from sctd.train.accounting import GPUS, StepFlops, device_peak, gpu_named
+from sctd.train.accounting import GPUS, StepFlops, device_peak, gpu_named, seconds_left
 from small_models import counted, phases, small, small_batch
 
 BASE = BertShape(30522, 12, 768, 12, 3072, 512)
@@ -123,3 +125,12 @@ def test_a_gpu_that_is_not_in_the_table_has_no_peak() -> None:
 def test_peak_of_a_processor_is_measured() -> None:
     peak = device_peak(torch.device("cpu"), torch.float32)
     assert peak is not None and 1e8 < peak < 1e15
+
+
+def test_time_to_the_end_counts_the_longer_rows_after_the_warm_up(recipe: Path) -> None:
+    config = load_config(str(recipe), ["data.warmup_seq_len=32", "data.warmup_steps=10"])
+    rows = config.train.batch_size
+    for step, tokens in ((4, 6 * 32 + 5 * 128), (10, 5 * 128), (12, 3 * 128), (15, 0)):
+        record = {"step": step, "tokens_per_s": 50.0}
+        assert seconds_left(config, (128, 32), record, goal=15) == rows * tokens / 50
+    assert seconds_left(config, (128, 32), {"step": 4, "tokens_per_s": 50.0}, goal=8) == rows * 4 * 32 / 50

@@ -7,10 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sctd.config import Config
+from sctd.corpus import manifest as corpus
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
+from sctd.train.accounting import seconds_left
 from sctd.train.attempts import read_attempts
 from sctd.train.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
-from sctd.train.export import read_run
+from sctd.train.export import CORPUS_COPY, read_run, row_lengths
 from sctd.train.lock import holder
 from sctd.train.monitor import format_seconds, read_metrics
 from sctd.train.preemption import EXIT_STOPPED, REQUEST_FILES
@@ -31,10 +34,9 @@ def status(run_dir: Path) -> str:
     """
     config, records, attempts = read_run(run_dir), read_metrics(run_dir), read_attempts(run_dir)
     held = holder(run_dir)
-    goal = config.train.steps  # not stop_at, which each job may set anew
     model = config.model
     lines = [f"run          {run_dir}: {config.arm}, {model.layers} layers x {model.hidden_size}"]
-    lines += _progress(records, goal) if records else ["progress     no step is on record yet"]
+    lines += _progress(run_dir, config, records) if records else ["progress     no step is on record yet"]
     lines += [f"checkpoints  {_newest(run_dir)}"]
     lines += [f"now          {f'held by {held}' if held else 'nobody works on it'}"]
     asked = [name for name in REQUEST_FILES if (run_dir / name).exists()]
@@ -71,9 +73,10 @@ def _checkpoint(path: Path) -> str:
     return f"{step_of(path):>9}  {size:>9}  {facts.get('world_size', '?'):>5}  {when}  {damage or 'whole'}"
 
 
-def _progress(records: list[dict[str, Any]], goal: int) -> list[str]:
-    last = records[-1]
-    eta = format_seconds((goal - last["step"]) * last["step_seconds"])
+def _progress(run_dir: Path, config: Config, records: list[dict[str, Any]]) -> list[str]:
+    last, goal = records[-1], config.train.steps  # not stop_at, which each job may set anew
+    lengths = row_lengths(config, corpus.read_manifest(run_dir / CORPUS_COPY))
+    eta = format_seconds(seconds_left(config, lengths, last, goal))
     held_out = [record for record in records if record.get("valid_loss") is not None][-1:]
     valid = f", held-out {held_out[0]['valid_loss']:.4f} at step {held_out[0]['step']}" if held_out else ""
     mfu = f", MFU {last['mfu']:.1%}" if last["mfu"] is not None else ""

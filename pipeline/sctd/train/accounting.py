@@ -7,6 +7,7 @@ Legend: S positions a row, K kept, Q query positions, M predicted positions, D h
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -136,6 +137,17 @@ def step_flops(config: Config, shape: BertShape, length: int) -> StepFlops:
         per_layer=arm.selection is Selection.RANDOM_PER_LAYER,
         recompute=config.train.checkpoint_activations,
     )
+
+
+def seconds_left(config: Config, lengths: tuple[int, ...], record: dict[str, Any], goal: int) -> float:
+    """From a record of the metrics to step `goal`, at the record's tokens a second.
+
+    lengths: tokens a row, and of the warm-up's rows where there is one.
+    """
+    steps = goal - record["step"]
+    short = min(steps, max(0, config.data.warmup_steps - record["step"]))
+    rows = (steps - short) * lengths[0] + short * lengths[-1]
+    return rows * config.train.batch_size / float(record["tokens_per_s"])
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:

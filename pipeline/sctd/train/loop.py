@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sctd.errors import UserError
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train import checkpoint
-from sctd.train.accounting import StepFlops
+from sctd.train.accounting import StepFlops, seconds_left
 from sctd.train.checkpoint import Progress, Saver
 from sctd.train.distributed import World, from_main, together
 from sctd.train.engine import StepWatch
@@ -69,7 +70,9 @@ def train(run: Run, progress: Progress) -> Progress:
     saver = Saver(run.engine, run.run_dir, run.identity, run.world, cfg.keep_checkpoints, cfg.async_save, cfg.timeout)
     since, rollbacks = -1, 0  # the checkpoint gone back to last, and how often it was
     while rollbacks < _ROLLBACKS:
-        monitor = Monitor(run.run_dir, run.world, progress.step, cfg.stop_at or cfg.steps)
+        goal = cfg.stop_at or cfg.steps
+        left = partial(seconds_left, run.config, tuple(run.flops), goal=goal)
+        monitor = Monitor(run.run_dir, run.world, progress.step, goal, left)
         run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
         batches = run.stream.iterate(progress.cursor, progress.step + 1)
         try:

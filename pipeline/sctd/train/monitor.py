@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,14 @@ class Monitor:
 
     Args:
         first_step: the step that training continues from; later records of an earlier attempt are removed.
+        left: seconds from a record to the last step.
     """
 
-    def __init__(self, run_dir: Path, world: World, first_step: int, steps: int) -> None:
+    def __init__(
+        self, run_dir: Path, world: World, first_step: int, steps: int, left: Callable[[dict[str, Any]], float]
+    ) -> None:
         self._active = world.is_main
-        self._steps = steps
+        self._steps, self._left = steps, left
         if not self._active:
             return
         _forget_after(run_dir, first_step)
@@ -118,9 +121,8 @@ class Monitor:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(_board_name(name), value, record["step"])
-        eta = (self._steps - record["step"]) * record["step_seconds"]
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tok/s")
-        self.say(_line(record, self._steps, eta))
+        self.say(_line(record, self._steps, self._left(record)))
 
     def importance(self, table: ImportanceTable | None, tokenizer: Tokenizer, step: int, top: int = 12) -> None:
         """Histogram of the importance table, and its highest and lowest tokens as text."""
