@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from evaluations import COLA, MRPC, RTE, at_step, write_cells, write_json, write_mark
+from evaluations import COLA, MRPC, RTE, at_step, write_cells, write_json, write_mark, write_probe
 from pages import Reader, assert_stands_for_itself
 from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablations import ABLATIONS, describe
 from sctd.report.gather import gather
 from sctd.report.report import sections_of
-from sctd.train.export import read_run
+from sctd.train.export import read_run, record_at
 from sctd.train.flops import flops_until
 from support import records
 
@@ -160,7 +160,7 @@ def test_differences_are_tested(evaluated: tuple[Path, Path], tmp_path: Path) ->
     assert (rows["CoLA Mcc."]["paper, base"], rows["CoLA Mcc."]["sign"]) == ("2.8", "other")
     assert (rows["MRPC acc."]["paper, base"], rows["MRPC acc."]["sign"]) == ("0", "–")
     assert "SCTD against baseline: higher on 1 and lower on 2 of 3 tasks, by +0.67 points on average" in said
-    assert "which so few tasks cannot bring below 0.05" in said
+    assert "which so few differences cannot bring below 0.05" in said
     assert (
         "The paper's difference for BERT-base over these tasks is +1.53: our run agrees with the paper in sign" in said
     )
@@ -202,7 +202,7 @@ def test_layers_and_drift(evaluated: tuple[Path, Path], tmp_path: Path) -> None:
     drift = table(out, "drift")
     assert (float(drift["10"]["SCTD: cosine"]), float(drift["2"]["baseline: cosine"])) == (0.4, 0.3)
     assert "At step 10 SCTD is −0.1000 against baseline (p < 0.001" in said
-    assert "The baseline's lead over SCTD grew: 0.0000 at step 2, +0.1000 at step 10." in said
+    assert "The baseline's similarity minus that of SCTD rose: 0.0000 at step 2, +0.1000 at step 10." in said
     along = table(out, "scores-over-training")
     assert float(along["SCTD"]["RTE acc."]) == pytest.approx(60.0)
 
@@ -277,8 +277,83 @@ def test_other_rows_and_other_steps_are_marked(runs: Runs, tmp_path: Path) -> No
     said = undrawn(out, baseline, other)
     assert "SCTD and baseline have no task on the same rows" in said
     assert table(out, "difference-1")["RTE acc. †"]["p over seeds"] == ""
+    for change in ({"steps": 7}, {"max_length": 128}, {"lr": 3e-5}):
+        shutil.rmtree(at_step(other))
+        write_cells(at_step(other), "rte", {"accuracy": [0.7, 0.8]}, **change)
+        assert "no task on the same rows with the same settings" in undrawn(out, baseline, other), change
     shutil.move(at_step(other), at_step(other, 8))
     assert "Scored at different steps, and so not compared: SCTD and baseline." in undrawn(out, baseline, other)
+
+
+def test_a_run_that_diverged_has_no_loss(runs: Runs, tmp_path: Path) -> None:
+    run, out = runs("sctd"), tmp_path / "r.html"
+    lines = [
+        {"step": 5, "loss": 3.0, "valid_loss": 3.5, "mlm_drop": 3.0},
+        {"step": 10, "loss": None, "valid_loss": None},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert "SCTD none that is finite" in undrawn(out, run)
+    assert table(out, "held-out-loss")["SCTD"]["held-out loss"] == ""
+    assert record_at(run, 10) == {"step": 10, "loss": None, "valid_loss": None, "mlm_drop": 3.0}
+
+
+def test_tasks_that_not_all_runs_of_an_arm_have(runs: Runs, tmp_path: Path) -> None:
+    """An array that is half finished: means are over whole runs, and no number joins two of them."""
+    first, second, out = runs("sctd"), runs("sctd", "sctd-2", seed=2), tmp_path / "r.html"
+    for step in (4, 10):
+        write_cells(at_step(first, step), "rte", {"accuracy": [0.5, 0.6]})
+        write_cells(at_step(second, step), "cola", {"matthews": [0.1, 0.2]})
+    undrawn(out, first, second)
+    row = table(out, "scores-glue")["SCTD"]
+    assert (float(row["RTE acc."]), row["RTE acc.: deviation"], row["mean of these"]) == (pytest.approx(55), "", "")
+    write_cells(at_step(second), "rte", {"accuracy": [0.7, 0.8]})
+    undrawn(out, first, second)
+    row = table(out, "scores-glue")["SCTD"]
+    assert float(row["RTE acc."]) == pytest.approx(65) and row["RTE acc.: deviation"]
+    assert float(row["mean of these"]) == pytest.approx((75 + 15) / 2) and not row["mean of these: deviation"]
+
+
+def test_a_repeated_seed_is_no_further_one(runs: Runs, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    undrawn(out, runs("sctd"), runs("sctd", "again"), runs("sctd", "other", seed=2))
+    rows = {label: row["runs"] for label, row in table(out, "cost").items() if not label.startswith("paper")}
+    assert rows == {"SCTD": "2", "SCTD no. 2": "1"}
+
+
+def test_probes_of_other_steps_and_poolings_are_not_compared(runs: Runs, tmp_path: Path) -> None:
+    baseline, other, out = runs("baseline"), runs("sctd"), tmp_path / "r.html"
+    write_probe(at_step(baseline), "tense", [0.6, 0.7, 0.8, 0.8, 0.9])
+    write_probe(at_step(other, 4), "tense", [0.6, 0.7, 0.8, 0.8, 0.8], [1, 3])
+    assert "Tense, SCTD against baseline: probed at another step" in undrawn(out, baseline, other)
+    shutil.move(at_step(other, 4), at_step(other))
+    assert "at the last layer" in undrawn(out, baseline, other)
+    path = at_step(other) / "probe" / "tense.json"
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pooling": "cls"})
+    assert "probed with another pooling" in undrawn(out, baseline, other)
+
+
+def test_no_sign_where_the_papers_difference_is_none(runs: Runs, tmp_path: Path) -> None:
+    """MRPC's accuracy: 86.8 of the paper's BERT-base by both arms."""
+    baseline, other = runs("baseline"), runs("sctd")
+    write_cells(at_step(baseline), "mrpc", {"accuracy": [0.7, 0.71], "f1": [0.8, 0.81]})
+    write_cells(at_step(other), "mrpc", {"accuracy": [0.72, 0.74], "f1": [0.8, 0.81]})
+    said = undrawn(tmp_path / "r.html", baseline, other)
+    assert "has no sign to compare on average" in said and "does not agree" not in said
+
+
+def test_chance_has_no_spread_and_no_test(runs: Runs, tmp_path: Path) -> None:
+    baseline, other = runs("baseline"), runs("sctd")
+    for place in (baseline, other):
+        write_cells(at_step(place), "rte", {"accuracy": [0.527, 0.527, 0.527]})
+    said = undrawn(tmp_path / "r.html", baseline, other)
+    assert "it takes two values or more on both sides, and some spread in them" in said
+
+
+def test_hours_between_two_records(runs: Runs, tmp_path: Path) -> None:
+    run = runs("sctd")
+    lines = [{"step": step, "loss": 5.0, "tokens": 64 * step, "seconds": 3600.0 * step} for step in (2, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert gather([run]).runs[0].at(6)["hours"] == pytest.approx(6.0)
 
 
 def test_a_run_that_was_not_scored_at_the_step_of_its_arm_is_named(runs: Runs, tmp_path: Path) -> None:
@@ -306,6 +381,10 @@ def test_results_kept_elsewhere_go_to_their_run(runs: Runs, tmp_path: Path) -> N
     out = tmp_path / "r.html"
     undrawn(out, run, kept)
     assert [label for label in table(out, "scores-glue") if not label.startswith("paper")] == ["SCTD"]
+    other = tmp_path / "elsewhere" / "sctd"  # another run of the same name, arm and seed
+    shutil.copytree(run, other)
+    undrawn(out, run, other, kept)
+    assert [label for label in table(out, "scores-glue") if not label.startswith("paper")] == ["sctd"]
 
 
 def test_tasks_of_users_and_few_shots(runs: Runs, tmp_path: Path) -> None:

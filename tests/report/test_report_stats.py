@@ -7,7 +7,7 @@ from scipy import stats as scipy_stats
 
 from sctd.report import paper
 from sctd.report.scores import paper_average
-from sctd.report.stats import as_p, holm, mean_of, spread_of, two_shares, welch, wilcoxon
+from sctd.report.stats import as_p, holm, mean_of, rank_correlation, spread_of, two_shares, welch, wilcoxon
 
 
 def test_welch_is_scipys() -> None:
@@ -43,6 +43,20 @@ def test_wilcoxon_is_scipys_and_passes_over_zeros() -> None:
     expected = scipy_stats.wilcoxon([each for each in differences if each]).pvalue
     assert wilcoxon(differences) == pytest.approx(expected) == pytest.approx(2 * 2 / 2**6)
     assert wilcoxon([0.0, 0.1]) is None
+
+
+def test_rank_correlation_goes_through_all_orders() -> None:
+    """Of 4 different pairs, 2 of the 24 orders are as extreme as the same one; scipy's t approximation says p = 0."""
+    assert rank_correlation([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 50.0]) == pytest.approx((1.0, 2 / 24))
+    first, second = [3.0, 1.0, 2.0, 5.0, 4.0, 4.0], [2.0, 1.0, 3.0, 6.0, 4.0, 5.0]
+    found, p = rank_correlation(first, second)
+    assert found == pytest.approx(scipy_stats.spearmanr(first, second).statistic)
+    exact = scipy_stats.permutation_test(
+        (second,), lambda order: scipy_stats.spearmanr(first, order).statistic, permutation_type="pairings",
+        n_resamples=math.inf,
+    )  # fmt: skip
+    assert p == pytest.approx(exact.pvalue)
+    assert all(map(math.isnan, rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])))
 
 
 def test_two_shares() -> None:

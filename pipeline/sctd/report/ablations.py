@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import spearmanr
 
 from sctd.evaluate.ablation_table import Line
 from sctd.evaluate.ablations import Row
@@ -105,17 +104,13 @@ def _agreement(entries: Sequence[_Entry], columns: Sequence[Column]) -> str:
         return ""
     sign = 1 if values is means else -1
     ours = [sign * value for value in values if value is not None]
-    found = spearmanr(ours, [entry.theirs["GLUE"] for entry in known])
-    if found.statistic != found.statistic:
+    found, p = stats.rank_correlation(ours, [entry.theirs["GLUE"] for entry in known])
+    if found != found:
         return ""
-    order = (
-        "much as in the paper"
-        if found.statistic > 0 and found.pvalue < stats.LEVEL
-        else "in no order that is surely the paper's"
-    )
+    order = "much as in the paper" if found > 0 and p < stats.LEVEL else "in no order that is surely the paper's"
     return (
-        f"By {what} our rows come {order}: rank correlation with the paper's GLUE averages {signed(found.statistic)}, "
-        f"{stats.as_p(float(found.pvalue))}, {len(known)} rows."
+        f"By {what} our rows come {order}: rank correlation with the paper's GLUE averages {signed(found)}, "
+        f"{stats.as_p(p)}, {len(known)} rows."
     )
 
 

@@ -74,7 +74,11 @@ def group(material: Material) -> list[Group]:
             kinds.append(common)
         method = {} if flat["arm"] == BASELINE else {key: flat[key] for key in flat if key.startswith(_METHOD)}
         key = (kinds.index(common), ARMS.index(flat["arm"]), tuple(sorted((k, str(v)) for k, v in method.items())))
-        found.setdefault(key, []).append(place)
+        seed = material.runs[place].config.run.seed
+        again = 0  # a run that repeats a seed is no further pretraining seed, but a group of its own
+        while any(material.runs[other].config.run.seed == seed for other in found.get((*key, again), ())):
+            again += 1
+        found.setdefault((*key, again), []).append(place)
     members = [found[key] for key in sorted(found, key=lambda key: (*key[:2], found[key]))]
     keys = sorted(found, key=lambda key: (*key[:2], found[key]))
     labels = _labels([flats[places[0]] for places in members])

@@ -26,7 +26,7 @@ class Item:
 
     Args:
         ours: difference, as a fraction. theirs: the paper's by its size, in percent; none where it has no such task.
-        same: whether both were trained and tested on the same rows; where not, nothing is tested.
+        same: whether rows and settings are the same on both sides; where not, nothing is tested.
     """
 
     title: str
@@ -56,8 +56,12 @@ class Comparison:
         return tuple(item for item in self.items if item.same)
 
     @property
+    def with_p(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.tested if item.p_all is not None)
+
+    @property
     def mean(self) -> float:
-        """Over the tasks on the same rows, as a fraction."""
+        """Over the tasks done in the same way, as a fraction."""
         return statistics.fmean(item.ours.value for item in self.tested)
 
     @property
@@ -99,7 +103,7 @@ def comparison_table(compared: Comparison, name: str) -> Table:
             Head(f"p over\n{compared.units[0]}"), Head("p, Holm")]  # fmt: skip
     note = (
         f"Main metric of each task, percent, best dev epoch. p: Welch's t-test over {compared.units[1]}; Holm: "
-        f"corrected for {counted(len(compared.items), 'task')}."
+        f"corrected for {counted(len(compared.with_p), 'task')}."
     )
     sizes = [size for size in ("base", "large") if compared.against(size) is not None]
     if sizes:
@@ -107,7 +111,7 @@ def comparison_table(compared: Comparison, name: str) -> Table:
         note += f" Sign: whether it is that of the paper's BERT-{compared.size}."
     rows = [_row(item, sizes, compared.size) for item in compared.items]
     if any(not item.same for item in compared.items):
-        note += " †: other rows on the two sides, so nothing is tested and nothing counted."
+        note += " †: other rows or settings on the two sides, so nothing is tested and nothing counted."
     return Table(name, f"{first} minus {second}", head, rows, note=note)
 
 
@@ -115,7 +119,7 @@ def say(compared: Comparison) -> str:
     """The comparison in plain sentences."""
     first, second, items = compared.first.label, compared.second.label, compared.tested
     if not items:
-        return f"{first} and {second} have no task on the same rows, so they are not compared."
+        return f"{first} and {second} have no task on the same rows with the same settings, so they are not compared."
     up = sum(item.ours.value > 0 for item in items)
     down = sum(item.ours.value < 0 for item in items)
     said = [
@@ -159,7 +163,7 @@ def _items(first: Subject, second: Subject, found: Sequence[Subject]) -> tuple[I
             title = column.title.replace("\n", " ")
             if not a or not b or any(item.title == title for item in items):
                 continue
-            same = first.rows(column.task) == second.rows(column.task)
+            same = first.ways(column.task) == second.ways(column.task)
             ours = stats.welch(a, b) if same else Difference(statistics.fmean(a) - statistics.fmean(b))
             theirs = _theirs(layout, column, first, second)
             items.append(Item(title, (statistics.fmean(a), statistics.fmean(b)), ours, theirs, same))
@@ -225,15 +229,16 @@ def _short_p(p: float) -> str:
 def _over_tasks(compared: Comparison) -> str:
     if compared.p is None:
         return "no test over the tasks"
-    few = ", which so few tasks cannot bring below 0.05" if len(compared.tested) < _LEAST_PAIRS else ""
+    differ = sum(item.ours.value != 0 for item in compared.tested)
+    few = ", which so few differences cannot bring below 0.05" if differ < _LEAST_PAIRS else ""
     return f"Wilcoxon's signed-rank test over the tasks: {stats.as_p(compared.p)}{few}"
 
 
 def _significant(compared: Comparison) -> str:
     """Which single tasks differ beyond chance."""
-    tested = [item for item in compared.tested if item.p_all is not None]
+    tested = compared.with_p
     if not tested:
-        return "With one fine-tuning a task there is no test of single tasks."
+        return "There is no test of single tasks: it takes two values or more on both sides, and some spread in them."
     sure = [item for item in tested if item.p_all is not None and item.p_all < stats.LEVEL]
     how = f"Welch's t-test over {compared.units[1]}, corrected by Holm's method for {counted(len(tested), 'task')}"
     if not sure:
@@ -248,6 +253,8 @@ def _beside(compared: Comparison, size: str, same: int, of: int, mean: float) ->
     ours = statistics.fmean(item.ours.value for item in tasks)
     over = "these tasks" if len(tasks) == len(compared.tested) else f"the {counted(len(tasks), 'task')} that it has"
     whether = "agrees with the paper in sign" if mean * ours > 0 else "does not agree with the paper in sign"
+    if not round(mean, 2) or not round(100 * ours, 2):
+        whether = "has no sign to compare"
     mine = "" if len(tasks) == len(compared.tested) else f", ours {signed(100 * ours)}"
     return (
         f"The paper's difference for BERT-{size} over {over} is {signed(mean)}{mine}: our run {whether} on average, "

@@ -10,7 +10,7 @@ from sctd.evaluate.pictures import draw_drift, similarity_gaps
 from sctd.evaluate.results import Record
 from sctd.page import number_tick
 from sctd.report import paper, stats
-from sctd.report.arms import Group, partners
+from sctd.report.arms import BASELINE, Group, partners
 from sctd.report.document import NOTHING, Cell, Fill, Head, Number, Picture, Points, Section, Table, whole
 from sctd.report.figures import add_legend
 from sctd.report.words import counted, listed, signed
@@ -90,14 +90,14 @@ def _drift_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[
         found = stats.two_means(a["cosine"], b["cosine"], (a["deviation"], b["deviation"]))
         test = f" ({stats.as_p(found.p)}, as if the sentences were drawn anew)" if found.p is not None else ""
         said.append(f"At step {steps[-1]:,} {first.label} is {signed(found.value, 4)} against {second.label}{test}.")
-    gaps = similarity_gaps(curves)
-    for label, gap in gaps.items():
-        if len(gap) > 1:
-            (start, early), (end, late) = gap[0], gap[-1]
-            trend = "grew" if late > early else "did not grow"
+    with_baseline = {first.label for first, second in partners(groups) if second.arm == BASELINE}
+    for label, gap in similarity_gaps(curves).items():
+        if len(gap) > 1 and label in with_baseline:
+            (start, early), (end, late) = ((step, round(value, 4)) for step, value in (gap[0], gap[-1]))
+            trend = "rose" if late > early else "fell" if late < early else "stayed the same"
             said.append(
-                f"The baseline's lead over {label} {trend}: {signed(early, 4)} at step {start:,}, {signed(late, 4)} at "
-                f"step {end:,}."
+                f"The baseline's similarity minus that of {label} {trend}: {signed(early, 4)} at step {start:,}, "
+                f"{signed(late, 4)} at step {end:,}."
             )
     return said
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.errors import UserError
@@ -19,7 +21,7 @@ from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cell
 from sctd.train.attempts import read_attempts
 from sctd.train.export import CORPUS_COPY, read_run
 from sctd.train.flops import flops_until
-from sctd.train.monitor import read_metrics
+from sctd.train.monitor import latest, read_metrics
 
 _RUN = "config.yaml"
 _CELL = ("task", "title", "suite", "seed", *SETTING)
@@ -50,9 +52,9 @@ class Evaluation:
         """The same at the last epoch."""
         return best_scores(self.cells, "last")
 
-    def rows(self, task: str) -> set[str]:
-        """Hashes of the rows that a task was trained and tested on."""
-        return {str(cell.get("data")) for cell in self.cells if key_of(cell) == task}
+    def ways(self, task: str) -> set[tuple[Any, ...]]:
+        """How a task was fine-tuned: hash of the rows, and every setting that was tried."""
+        return {(cell.get("data"), *(cell[key] for key in SETTING)) for cell in self.cells if key_of(cell) == task}
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,15 @@ class Run:
         )
 
     def at(self, step: int) -> Record:
-        """The last value on record of everything up to this step, and the FLOPs up to it."""
+        """The last value on record of everything up to this step; hours between two records and FLOPs at the step."""
         if step not in self._looked_up:
-            latest: Record = {}
-            for point in self.points:
-                if point["step"] <= step:
-                    latest |= {key: value for key, value in point.items() if value is not None}
-            if latest:
-                latest["flops"] = flops_until(self.config, self.manifest, [step])[0]
-            self._looked_up[step] = latest
+            found = latest(point for point in self.points if point["step"] <= step)
+            if found:
+                found["flops"] = flops_until(self.config, self.manifest, [step])[0]
+            hours = self.known("hours")
+            if "hours" in found and step <= self.step:
+                found["hours"] = float(np.interp(step, list(hours), list(hours.values())))
+            self._looked_up[step] = found
         return self._looked_up[step]
 
     @functools.cached_property
@@ -212,14 +214,17 @@ def _give_back(runs: list[Run], others: list[Evaluation]) -> tuple[list[Run], li
     """Evaluations that were kept elsewhere (`--out`) go to the run they are of."""
     rest = []
     for other in others:
-        facts, mine = other.facts, None
-        for place, run in enumerate(runs):
-            known = (run.folder.resolve().name, run.config.arm, run.config.run.seed)
-            if (facts.get("run"), facts.get("arm"), facts.get("seed")) == known and "step" in facts:
-                mine = place
-        if mine is None:
+        facts = other.facts
+        key = (facts.get("run"), facts.get("arm"), facts.get("seed"))
+        of = [
+            place
+            for place, run in enumerate(runs)
+            if key == (run.folder.resolve().name, run.config.arm, run.config.run.seed) and "step" in facts
+        ]
+        if len(of) != 1:  # of none, or nobody knows of which
             rest.append(other)
             continue
+        mine = of[0]
         old = runs[mine].evaluations.get(facts["step"])
         both = other if old is None else replace(old, cells=old.cells + other.cells, probes=old.probes + other.probes)
         runs[mine] = replace(runs[mine], evaluations=runs[mine].evaluations | {facts["step"]: both})

@@ -1,5 +1,6 @@
 """Losses of the runs: curves over four budgets, and where they end."""
 
+import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -120,7 +121,8 @@ def _loss_table(groups: Sequence[Group]) -> Table:
         if not group.trained:
             continue
         baseline = baseline_of(group, groups)
-        theirs = None if baseline is None or baseline is group else baseline.mean("valid_loss")
+        alike = baseline is not None and baseline is not group and baseline.step == group.step
+        theirs = baseline.mean("valid_loss") if baseline is not None and alike else None
         loss, accuracy = (
             [run.at(group.step).get(key) for run in group.trained] for key in ("valid_loss", "valid_accuracy")
         )
@@ -131,8 +133,9 @@ def _loss_table(groups: Sequence[Group]) -> Table:
         row += _reached(group, baseline)
         rows.append(row)
     note = (
-        "Masked accuracy in percent. The last three columns: the first validation whose loss is no higher than the "
-        "baseline's last, and what it took until then relative to the whole training of the baseline."
+        "Masked accuracy in percent. Minus the baseline: where both ended at one step. The last three columns: the "
+        "first validation whose loss is no higher than the baseline's last, and what it took until then relative to "
+        "the whole training of the baseline."
     )
     return Table("held-out-loss", "Held-out loss at the end", head, rows, note=note)
 
@@ -142,11 +145,12 @@ def _reached(group: Group, baseline: Group | None) -> list[Cell]:
     if baseline is None or baseline is group:
         return [NOTHING] * 3
     last = baseline.mean("valid_loss")
-    mean = [curve for curve in curves([group], "step", "valid_loss") if not curve.thin]
-    points = zip(mean[0].x, mean[0].y, strict=True) if mean else ()
-    step = next((int(x) for x, y in points if last is not None and y <= last), None)
+    losses = [run.known("valid_loss") for run in group.trained]
+    steps = sorted(set.intersection(*map(set, losses))) if losses else []
+    means = ((step, statistics.fmean(of[step] for of in losses)) for step in steps)
+    step = next((step for step, mean in means if last is not None and mean <= last), None)
     if step is None:
-        return ["not reached" if mean and last is not None else NOTHING, NOTHING, NOTHING]
+        return ["not reached" if steps and last is not None else NOTHING, NOTHING, NOTHING]
     return [whole(step), *(_saving(group, baseline, key, step) for key in ("hours", "flops"))]
 
 

@@ -16,15 +16,15 @@ from sctd.report.stats import Difference
 from sctd.report.words import file_name, listed, signed
 
 _ACROSS = 2
+_ALIKE = {"step": "step", "pooling": "pooling", "set of sentences": "data"}  # of probes that are compared
 
 
 def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Section | None:
     """None where nothing was probed."""
-    probed = {group.label: (group, _last_probes(group)) for group in groups}
     panels: dict[str, dict[str, Record]] = {}
-    for label, (_, found) in probed.items():
+    for label, (step, found) in {group.label: _last_probes(group) for group in groups}.items():
         for name, records in found.items():
-            panels.setdefault(name, {})[label] = _mean_probe(records)
+            panels.setdefault(name, {})[label] = _mean_probe(records) | {"step": step}
     for other in others:
         for probe in other.probes:
             panels.setdefault(probe["task"], {})[other.name] = probe
@@ -46,14 +46,14 @@ def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Sect
     return section
 
 
-def _last_probes(group: Group) -> dict[str, list[Record]]:
-    """By task, of each run that was probed at the last step at which any was."""
-    steps = [step for run in group.runs for step, found in run.evaluations.items() if found.probes]
+def _last_probes(group: Group) -> tuple[int, dict[str, list[Record]]]:
+    """The last step at which any run was probed, and by task the probes of each run there."""
+    last = max((step for run in group.runs for step, found in run.evaluations.items() if found.probes), default=0)
     probes: dict[str, list[Record]] = {}
     for run in group.runs:
-        for probe in run.evaluations[max(steps)].probes if steps and max(steps) in run.evaluations else ():
+        for probe in run.evaluations[last].probes if last in run.evaluations else ():
             probes.setdefault(probe["task"], []).append(probe)
-    return probes
+    return last, probes
 
 
 def _mean_probe(records: Sequence[Record]) -> Record:
@@ -87,7 +87,10 @@ def _probe_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[
         if first.label not in curves or second.label not in curves:
             continue
         a, b = curves[first.label], curves[second.label]
-        if len(a["layers"]) != len(b["layers"]) or a.get("data") != b.get("data"):
+        apart = [what for what, key in _ALIKE.items() if a.get(key) != b.get(key)]
+        if apart or len(a["layers"]) != len(b["layers"]):
+            how = f"with another {listed(apart)}" if apart else "of another number of layers"
+            said.append(f"{title}, {first.label} against {second.label}: probed {how}, so they are not compared.")
             continue
         last = len(a["layers"]) - 1
         trials = (a.get("rows") or {}).get("test", 0)

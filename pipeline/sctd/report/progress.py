@@ -28,6 +28,8 @@ def progress_section(groups: Sequence[Group]) -> Section | None:
     along = {group.label: [at_step(group, step) for step in group.evaluated] for group in groups}
     along = {label: found for label, found in along.items() if len(found) > 1}
     columns = _common(along)
+    along = {label: [each for each in found if each.averages(columns)] for label, found in along.items()}
+    along = {label: found for label, found in along.items() if len(found) > 1}
     if along and columns:
         section.parts += _from_checkpoints(along, columns, groups)
     keys = sorted({key for group in groups for run in group.runs for key in run.keys if key.startswith(EVALUATED)})
@@ -81,7 +83,13 @@ def _words(along: dict[str, list[Subject]], columns: Sequence[Column], groups: S
         baseline = baseline_of(group, groups)
         if group.arm == BASELINE or group.label not in along or baseline is None or baseline.label not in along:
             continue
-        last = _mean(along[baseline.label][-1], columns)
+        theirs = along[baseline.label][-1]
+        if any(theirs.ways(c.task) != each.ways(c.task) for c in columns for each in along[group.label]):
+            said.append(
+                f"{opening(group.label)} was fine-tuned on other rows or with other settings than the baseline."
+            )
+            continue
+        last = _mean(theirs, columns)
         first = next((each for each in along[group.label] if _mean(each, columns) >= last), None)
         if first is None or first.step is None:
             said.append(f"{opening(group.label)} does not come up to the baseline's last value ({last:.2f}).")

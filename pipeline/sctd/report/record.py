@@ -219,7 +219,7 @@ def _shape(group: Group) -> str:
 
 
 def _part(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"
 
 
 def _missing_scores(found: Sequence[Subject]) -> list[str]:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sctd.evaluate.results import Record, Score
 from sctd.report import paper
@@ -33,38 +34,29 @@ class Subject:
     def units(self, task: str, metric: str, epoch: str = "best") -> list[float]:
         """The values that a spread is taken of: means of each pretraining run where there are several, else the
         fine-tunings of the only one, by seed. Fractions."""
-        found = self._values(task, metric, epoch)
-        if len(found) == 1:
-            return [value for _, value in sorted(found[0].items())]
-        return [statistics.fmean(values.values()) for values in found]
+        return [value for _, value in sorted(self._by_unit(task, metric, epoch).items())]
 
     def pooled(self, task: str, metric: str, epoch: str = "best") -> list[float]:
         """The values of all fine-tunings, whichever pretraining run they are of. Fractions."""
-        return [value for values in self._values(task, metric, epoch) for value in values.values()]
+        return [value for values in self._values(task, metric, epoch).values() for value in values.values()]
 
     def averages(self, columns: Sequence[Column], epoch: str = "best") -> list[float]:
-        """The average over tasks of each unit, a task counting the mean of its columns; empty where one is missing."""
+        """The average over tasks of each unit that has all columns, a task counting the mean of its columns."""
         tasks = [[column for column in columns if column.task == task] for task in {c.task: 0 for c in columns}]
-        each = [[self._values(c.task, c.metric, epoch) for c in task] for task in tasks]
-        runs = [len(values) for task in each for values in task]
-        if not runs or min(runs) < max(runs) or not min(runs):
-            return []
-        if runs[0] == 1:
-            seeds = set.intersection(*(set(values[0]) for task in each for values in task))
-            return [
-                statistics.fmean(statistics.fmean(v[0][seed] for v in task) for task in each) for seed in sorted(seeds)
-            ]
+        each = [[self._by_unit(c.task, c.metric, epoch) for c in task] for task in tasks]
+        units = [set(values) for task in each for values in task]
         return [
-            statistics.fmean(statistics.fmean(statistics.fmean(v[run].values()) for v in task) for task in each)
-            for run in range(runs[0])
+            statistics.fmean(statistics.fmean(values[unit] for values in task) for task in each)
+            for unit in (sorted(set.intersection(*units)) if units else ())
         ]
 
     def score(self, task: str) -> Score | None:
         """Of its first run that has one: for the setting."""
         return next((each.best[task] for each in self.evaluations if task in each.best), None)
 
-    def rows(self, task: str) -> set[str]:
-        return set().union(*(each.rows(task) for each in self.evaluations))
+    def ways(self, task: str) -> set[tuple[Any, ...]]:
+        """How a task was fine-tuned: rows, and settings that were tried."""
+        return set().union(*(each.ways(task) for each in self.evaluations))
 
     @property
     def seeds(self) -> str:
@@ -73,15 +65,22 @@ class Subject:
         least = f"{min(counts)}" + ("+" if min(counts) < max(counts) else "") if counts else "0"
         return least if len(self.evaluations) < 2 else f"{len(self.evaluations)} × {least}"
 
-    def _values(self, task: str, metric: str, epoch: str) -> list[dict[int, float]]:
-        """By seed, of each run that has any."""
-        found = []
-        for each in self.evaluations:
+    def _by_unit(self, task: str, metric: str, epoch: str) -> dict[int, float]:
+        """What `units` are, by the place of the pretraining run, or by seed where there is only one."""
+        found = self._values(task, metric, epoch)
+        if len(self.evaluations) == 1:
+            return found.get(0, {})
+        return {place: statistics.fmean(values.values()) for place, values in found.items()}
+
+    def _values(self, task: str, metric: str, epoch: str) -> dict[int, dict[int, float]]:
+        """By seed, of each pretraining run that has any, by its place."""
+        found = {}
+        for place, each in enumerate(self.evaluations):
             score = (each.best if epoch == "best" else each.last).get(task)
             values = {} if score is None else score.values if metric == score.metric else score.others.get(metric, {})
             values = {seed: value for seed, value in values.items() if finite(value)}
             if values:
-                found.append(values)
+                found[place] = values
         return found
 
 

@@ -1,15 +1,17 @@
 """What stands on top of a report: what was trained, what came out, and how it relates to the paper."""
 
+import statistics
 from collections.abc import Sequence
 
 from sctd.page import as_short
-from sctd.report import paper, stats
+from sctd.report import paper
 from sctd.report.arms import BASELINE, Group, baseline_of, differences, is_papers
 from sctd.report.compare import Comparison
 from sctd.report.document import Part, Points, Section
 from sctd.report.gather import Material, Run
 from sctd.report.record import lengths_of
 from sctd.report.scores import Subject
+from sctd.report.stats import as_p, wilcoxon
 from sctd.report.words import as_hours, as_saving, counted, listed, opening, short_name, signed
 
 
@@ -17,7 +19,9 @@ def summary_section(
     material: Material, groups: Sequence[Group], found: Sequence[Subject], compared: Sequence[Comparison]
 ) -> Section:
     section = Section("summary", "Summary")
-    parts: list[Part] = [_trained(groups) if groups else "No pretraining run is among the folders: scores alone."]
+    kinds = [[group for group in groups if group.kind == kind] for kind in sorted({group.kind for group in groups})]
+    parts: list[Part] = [_trained(of_kind) for of_kind in kinds]
+    parts += [] if groups else ["No pretraining run is among the folders: scores alone."]
     parts += [*_unfinished(groups), *_apart(groups)]
     parts += [words for words in (_losses(groups), _costs(groups), _scored(found)) if words]
     paragraph, *lines = _beside_paper(groups, compared) or [""]
@@ -39,7 +43,7 @@ def tiles(material: Material, groups: Sequence[Group]) -> list[tuple[str, str]]:
     tokens = [run.at(run.step).get("tokens") for run in runs]
     found = [
         (f"{len(runs) + len(ablated):,}", "pretraining runs"),
-        (listed([str(len({group.arm for group in groups}))]), "arms"),
+        (str(len({group.arm for group in groups})), "arms"),
         (as_short(max((value for value in tokens if value), default=0)), "tokens a run, at most"),
         (as_hours(sum(value for value in hours if value)) + " h", "of pretraining in all"),
         (f"{cells:,}", "fine-tunings"),
@@ -48,6 +52,7 @@ def tiles(material: Material, groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _trained(groups: Sequence[Group]) -> str:
+    """Groups of one class."""
     first, runs = groups[0].first, [run for group in groups for run in group.runs]
     model, manifest = first.config.model, first.manifest
     arms = list(dict.fromkeys(group.label for group in groups))
@@ -101,6 +106,8 @@ def _losses(groups: Sequence[Group]) -> str:
             said.append(
                 f"{group.label} {loss:.3f} (step {group.step:,})" if _unequal(groups) else f"{group.label} {loss:.3f}"
             )
+        elif any("valid_loss" in run.keys for run in group.trained):
+            said.append(f"{group.label} none that is finite")
     return f"Held-out loss at the end, in nats: {listed(said)}." if said else ""
 
 
@@ -142,7 +149,7 @@ def _scored(found: Sequence[Subject]) -> str:
 def _beside_paper(groups: Sequence[Group], compared: Sequence[Comparison]) -> list[str]:
     """A paragraph, and a line for each comparison that the paper has too."""
     said = []
-    if groups and not all(is_papers(group) for group in groups):
+    if groups and not all(is_papers(group) and _as_long(group) for group in groups):
         said.append(
             "The paper's BERT-base and BERT-large saw 131 billion tokens: absolute scores here are not comparable with "
             "its scores; what can be compared is the sign of differences between arms, and shares of time."
@@ -154,13 +161,20 @@ def _beside_paper(groups: Sequence[Group], compared: Sequence[Comparison]) -> li
         if known is None:
             continue
         same, of, mean = known
+        both = [item for item in each.tested if each.size in item.theirs]
+        ours, p = 100 * statistics.fmean(item.ours.value for item in both), wilcoxon([i.ours.value for i in both])
         agree = f"{same} of {counted(of, 'sign')} {'agrees' if same == 1 else 'agree'}" if of else "no signs to compare"
         said.append(
-            f"{opening(each.first.label)} against {each.second.label}: {signed(100 * each.mean)} points over "
-            f"{counted(len(each.tested), 'task')} ({stats.as_p(each.p)}), in the paper (BERT-{each.size}) "
+            f"{opening(each.first.label)} against {each.second.label}: {signed(ours)} points over "
+            f"{counted(len(both), 'task')} ({as_p(p)}), in the paper (BERT-{each.size}) "
             f"{signed(mean)}; {agree}."
         )
     return said
+
+
+def _as_long(group: Group) -> bool:
+    """Whether it saw at least half the tokens of the paper's runs."""
+    return 2 * (group.mean("tokens") or 0) >= paper.STEPS * paper.ROWS * paper.LENGTH
 
 
 def _ablated(material: Material) -> str:

@@ -20,7 +20,7 @@ from sctd.model.bert import BertShape
 from sctd.model.convert import to_hf_config, to_hf_state
 from sctd.objective.arms import ARMS
 from sctd.train import checkpoint
-from sctd.train.monitor import read_metrics
+from sctd.train.monitor import latest, read_metrics
 
 EXPORT = "export"  # the folder in a run that its end exports to
 FACTS = "sctd.json"  # in an export: where it comes from
@@ -250,9 +250,5 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def record_at(run_dir: Path, step: int) -> dict[str, Any]:
-    """The last logged value of each metric up to `step`."""
-    latest: dict[str, Any] = {}
-    for record in read_metrics(run_dir):
-        if record["step"] <= step:
-            latest.update({key: value for key, value in record.items() if value is not None})
-    return latest
+    """The last logged value of each metric up to `step`; None is a loss that was not finite."""
+    return latest(record for record in read_metrics(run_dir) if record["step"] <= step)

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ _SPEED = (
 )
 _SLOW = 1.5  # times the middle rank's forward that are worth a word
 EVALUATED = "eval/"  # what the keys of evaluations begin with
+_NEVER_ABSENT = ("loss", "valid_loss", "valid_perplexity")  # from a record that has their key
 LOSSES = ("loss", "mlm_drop", "mlm_full", "kl_global", "kl_local")
 
 
@@ -222,6 +223,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 found.append(record)
+    return found
+
+
+def latest(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The newest value of each metric. Terms are null where they did not occur, and passed over; a loss is null where
+    it was not finite, and that is what the run has come to: None."""
+    found: dict[str, Any] = {}
+    for record in records:
+        found |= {key: value for key, value in record.items() if value is not None or key in _NEVER_ABSENT}
     return found
 
 
