@@ -24,7 +24,10 @@ def add_verbs(verbs: Any) -> None:
 def _add_finetune(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("checkpoint", help=_CHECKPOINT)
     verb.add_argument(
-        "--task", action="append", required=True, help="name, suite (glue, superglue, squad, ner) or YAML; repeat it"
+        "--task",
+        action="append",
+        required=True,
+        help="name, suite (glue, superglue, squad, ner, semantic) or YAML; repeat it",
     )
     verb.add_argument("--data-dir", type=Path, help=_DATA)
     verb.add_argument("--seeds", type=int, default=5, help="fine-tunings of each setting (default %(default)s)")
@@ -133,7 +136,8 @@ def _drift(args: argparse.Namespace) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    require_libraries()
+    if args.task:
+        require_libraries()
     from sctd.evaluate.ablate import Machine, Scoring, ablate
 
     machine = Machine(args.ranks, args.nodes, args.gpus_per_node, args.time)

@@ -159,14 +159,18 @@ def test_each_checkpoint_is_measured_once(
     assert any(point["cosine"] != point["cosine_full"] for point in found["sctd"]["points"])
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
-    # What is there is taken as it is; what was made of other sentences is not.
+    # What is there is taken as it is, and not replaced by what is made of other sentences or another checkpoint.
     path = runs["baseline"] / "evaluation" / "drift.json"
     marked = json.loads(path.read_text())
     marked["points"] = [{**point, "cosine": 0.125} for point in marked["points"][:2]]
     path.write_text(json.dumps(marked))
     assert drift(capsys, runs["baseline"], "--sentences", "16").count("0.1250") == 2
     assert json.loads(path.read_text())["points"][2] == found["baseline"]["points"][2]
-    assert "0.1250" not in drift(capsys, runs["baseline"], "--sentences", "8")
+    assert main(["drift", "--encoder", PACKAGE, str(runs["baseline"]), "--sentences", "8"]) == 2
+    assert "drift.json was measured otherwise (sentences 16, now 8" in capsys.readouterr().err
+    marked["points"][0]["checkpoint"] = "of another attempt"
+    path.write_text(json.dumps(marked))
+    assert drift(capsys, runs["baseline"], "--sentences", "16").count("0.1250") == 1
 
 
 @needs_encoder

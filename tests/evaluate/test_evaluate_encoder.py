@@ -229,7 +229,7 @@ def test_cells_are_gathered_over_seeds_and_the_best_setting_is_found(tmp_path: P
         ],
     )  # fmt: skip
     cells = read_cells(tmp_path)
-    assert len(cells) == 5 and [each["task"] for each in read_cells(tmp_path, "rte")] == ["rte"]
+    assert len(cells) == 5
     found = scores(cells)
     assert [(score.task, score.setting["lr"], score.setting["shots"]) for score in found] == [
         ("mrpc", 1e-5, None), ("mrpc", 5e-5, None), ("mrpc", 1e-5, 32), ("rte", 1e-5, None),
@@ -263,8 +263,9 @@ def test_the_card_has_the_scores_of_the_checkpoint_that_is_exported(run: Path, t
     (new / "probe" / "tense.json").write_text(json.dumps({"title": "Tense", "layers": layers}), encoding="utf-8")
     assert main(["export", str(run), "--out", str(tmp_path / "new")]) == 0
     card = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
-    assert "| RTE: accuracy, best epoch on its dev set | 0.6250 +- 0.1768 (standard deviation over 2 seeds) |" in card
-    assert "| MY\\|OWN, 8 examples a class: accuracy, best epoch on its dev set | 0.2500, one seed |" in card
+    how = "LR 1e-05, batch 16, 100 steps, best epoch on its dev set"
+    assert f"| RTE: accuracy, {how} | 0.6250 +- 0.1768 (standard deviation over 2 seeds) |" in card
+    assert f"| MY\\|OWN, 8 examples a class: accuracy, {how} | 0.2500, one seed |" in card
     assert "| Tense probe: accuracy on frozen layers | 80.0% at the last layer, best 90.0% at layer 1 |" in card
     assert main(["export", str(run), "--out", str(tmp_path / "old"), "--step", "3"]) == 0
     card = (tmp_path / "old" / "README.md").read_text(encoding="utf-8")

@@ -142,6 +142,8 @@ def test_results_stay_beside_the_run_and_are_not_measured_again(
 
     assert " layers in " not in probe(capsys, *arguments, "--data-dir", data)
     assert probe(capsys, *arguments, "--data-dir", data, "--pooling", "cls").count(" layers in ") == 4
+    assert json.loads(result.read_text(encoding="utf-8")) == record, "poolings have files of their own"
+    result = result.with_name("tense-cls.json")
     other = planted(tmp_path / "past_present.txt", SIGNS, rows=40).parent
     assert " layers in " in probe(capsys, run, "--task", "tense", "--data-dir", other, "--pooling", "cls")
     result.write_text("{", encoding="utf-8")
@@ -218,12 +220,21 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         (["--task", "tense", "--data-dir", "nowhere"], ["nowhere/past_present.txt", "nowhere/probing"]),
         (["--task", "tense", "--picture", "curve.jpeg"], ["curve.jpeg", ".png"]),
         (["--task", "tense", "--picture", "nowhere/curve.png"], ["nowhere", "folder"]),
+        (["--task", "probing/tense.txt"], ["tense", "name of a task of sctd"]),
         (["more", "--task", "tense", "--out", "here"], ["--out here", "one checkpoint"]),
     ],
 )
 def test_the_verb_refuses(
-    arguments: list[str], words: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: list[str],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probing").mkdir()
+    (tmp_path / "probing" / "tense.txt").write_text("tr\tPAST\tIt was.\n")
     assert main(["probe", str(run), *arguments]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and all(word in line for word in words), line

@@ -1,6 +1,7 @@
 """Rows come out the same from every form that a task's data has; what is wrong with a file is said in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ def test_questions_without_an_answer(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[1]", "behind question 0 it is not as SQuAD's JSON (TypeError"),
+        ('{"data": [{"paragraphs": [{"context": "x", "qas": ["q"]}]}]}', "behind question 1 it is not as SQuAD's JSON"),
         (
             '{"data": [{"paragraphs": [{"qas": [{}]}]}]}',
             "behind question 1 it is not as SQuAD's JSON (KeyError: 'context')",
@@ -317,6 +319,29 @@ def test_all_splits_come_from_one_folder(tmp_path: Path) -> None:
     assert read("cola", tmp_path, "dev").rows == (TextRow("Good.", None, 0),)
 
 
+def test_files_cut_out_of_others_are_read_with_their_own(tmp_path: Path) -> None:
+    """The official dev set beside them holds their training rows."""
+    row = json.dumps({"question": "is it", "passage": "It is.", "answer": True}) + "\n"
+    for name in ("split-train.jsonl", "val.jsonl"):
+        save(tmp_path / "BoolQ" / name, row)
+    message = refused(lambda: read("boolq", tmp_path, "dev"))
+    assert f"boolq: no dev rows: looked in {tmp_path / 'BoolQ'} for split-dev.jsonl:" in message
+    save(tmp_path / "BoolQ" / "split-dev.jsonl", row * 2)
+    assert len(read("boolq", tmp_path, "dev").rows) == 2
+    save(tmp_path / "BoolQ" / "train.jsonl", row)
+    assert len(read("boolq", tmp_path, "dev").rows) == 1
+
+
+def test_squad2_is_not_read_from_v1s_folder(tmp_path: Path) -> None:
+    for folder, name in (("squad", "train-v1.1.json"), ("squad_v2", "train-v2.0.json")):
+        (tmp_path / folder).mkdir()
+        squad_file(tmp_path / folder / name, {"answers": [answer("Ann", 0)]}, {"answers": [], "is_impossible": True})
+    shutil.copy(tmp_path / "squad_v2" / "train-v2.0.json", tmp_path / "squad")
+    assert read("squad2", tmp_path).origin == str(tmp_path / "squad_v2" / "train-v2.0.json")
+    squad_file(tmp_path / "squad_v2" / "train-v2.0.json", {"answers": [answer("Ann", 0)]})
+    assert "every question has an answer, as in SQuAD v1.1" in refused(lambda: read("squad2", tmp_path))
+
+
 def test_a_missing_file_names_places_and_forms(tmp_path: Path) -> None:
     message = refused(lambda: read("mrpc", tmp_path))
     assert f"mrpc: no train rows: looked in {tmp_path} (it has no folder mrpc)" in message
@@ -413,6 +438,8 @@ def test_own_classes_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert message.endswith("d.tsv, line 2: label 'perhaps' is none of the classes maybe, no, yes: correct it")
     save(tmp_path / "t.tsv", "yes\tA\nyes\tB\n")
     assert "its labels are yes: two classes or more" in refused(lambda: read_rows(load_task(spec), "train", None))
+    save(tmp_path / "t.tsv", "yes\tA\nno\tB\n\tC\n")
+    assert "t.tsv, line 3: it has no label" in refused(lambda: read_rows(load_task(spec), "train", None))
 
 
 def test_numbers_are_names_where_classes_are_numbers(tmp_path: Path) -> None:
@@ -487,6 +514,10 @@ def test_rows_of_the_hub_and_of_its_files(tmp_path: Path) -> None:
     assert rows.origin == str(tmp_path / "texts")
     assert not has_split(load_task(spec), "dev_mm", None)
     assert read("sst2", tmp_path / "texts").rows == rows.rows
+    for folder in ("data", "sst2"):  # as repositories of the hub are laid out
+        shutil.copytree(tmp_path / "texts", tmp_path / "clone" / "SST-2" / folder)
+        assert read("sst2", tmp_path / "clone").rows == rows.rows
+        shutil.rmtree(tmp_path / "clone")
     spec = own(tmp_path, f"{{kind: tags, hub: {hub.replace('texts', 'tags')}}}")
     assert names(read_rows(load_task(spec), "dev", None)) == [[("a", "B-b"), ("b", "I-b"), ("c", "O")]]
 

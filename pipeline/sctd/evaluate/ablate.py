@@ -118,16 +118,17 @@ def ablate(
     if dry_run:
         _show(runs, left, machine, scoring)
         return 0
-    if machine.nodes is None:
-        code = _train(runs, machine.ranks)
-        if code:
-            return code
-    else:
-        _submit(left, machine, machine.nodes)
-    if scoring.tasks:
-        _finetune([run for run in runs if run.finished], scoring)
-    _collect(ablation, recipe, runs, out)
-    return 0
+    code = 0
+    try:
+        if machine.nodes is None:
+            code = _train(runs, machine.ranks)
+        else:
+            _submit(left, machine, machine.nodes)
+        if scoring.tasks and not code:
+            _finetune([run for run in runs if run.finished], scoring)
+    finally:
+        _collect(ablation, recipe, runs, out)
+    return code
 
 
 def _common(ablation: Ablation, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -295,10 +296,18 @@ def _show(runs: Sequence[_Run], left: Sequence[_Run], machine: Machine, scoring:
 
 
 def _finetune(runs: Sequence[_Run], scoring: Scoring) -> None:
+    """Each run, whatever becomes of the others; the first error is raised at the end."""
+    errors = []
     for run in runs:
         print(f"\n{run.row.label}:")
         wanted = finetune.Wanted(scoring.tasks, scoring.data_dir, scoring.seeds)
-        finetune.finetune(str(run.folder), wanted, out=None, cell=None, count=False)
+        try:
+            finetune.finetune(str(run.folder), wanted, out=None, cell=None, count=False)
+        except UserError as error:
+            errors.append(f"{run.row.label}: {error}")
+    if errors:
+        more = f" (and {len(errors) - 1} more of the runs)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}")
 
 
 def _collect(ablation: Ablation, recipe: str, runs: Sequence[_Run], out: Path) -> None:

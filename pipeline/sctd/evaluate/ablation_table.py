@@ -10,8 +10,9 @@ from pathlib import Path
 from sctd.config import Config
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablations import Row
-from sctd.evaluate.encoder import EVALUATION
+from sctd.evaluate.encoder import EVALUATION, is_of_others
 from sctd.evaluate.results import Score, best_scores, read_cells
+from sctd.train import checkpoint
 from sctd.train.export import CORPUS_COPY, EXPORT, read_facts, record_at
 from sctd.train.flops import flops_until
 from sctd.train.monitor import read_metrics
@@ -66,7 +67,9 @@ def read_line(row: Row, config: Config, run_dir: Path) -> Line:
     if not is_finished(config, run_dir):
         return Line(row, max((record["step"] for record in read_metrics(run_dir)), default=0), goal)
     record, manifest = record_at(run_dir, goal), read_manifest(run_dir / CORPUS_COPY)
-    seconds = record.get("seconds")
+    seconds, evaluated = record.get("seconds"), run_dir / EVALUATION / f"step-{goal:08d}"
+    there = [path for path in checkpoint.checkpoints(run_dir) if checkpoint.step_of(path) == goal]
+    others = any(is_of_others(evaluated, path) for path in there)  # of a run that was begun anew
     return Line(
         row,
         goal,
@@ -75,7 +78,7 @@ def read_line(row: Row, config: Config, run_dir: Path) -> Line:
         hours=None if seconds is None else seconds / 3600,
         flops=flops_until(config, manifest, [goal])[0],
         baseline_flops=flops_until(replace(config, arm=_BASELINE), manifest, [goal])[0],
-        scores=best_scores(read_cells(run_dir / EVALUATION / f"step-{goal:08d}")),
+        scores={} if others else best_scores(read_cells(evaluated)),
     )
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from sctd.evaluate.encoder import ENCODER, EVALUATION, read_mark
+from sctd.evaluate.encoder import ENCODER, EVALUATION, is_of_others
 from sctd.evaluate.results import Score, best_scores, read_cells, read_probes
 from sctd.train import checkpoint
-from sctd.train.export import seal_of
 
 
 def score_rows(run_dir: Path, step: int | None = None) -> list[tuple[str, str]]:
@@ -20,19 +19,22 @@ def score_rows(run_dir: Path, step: int | None = None) -> list[tuple[str, str]]:
     if newest is None:
         return []
     folder = run_dir / EVALUATION / f"step-{checkpoint.step_of(newest):08d}"
-    if not (folder / ENCODER).is_file() or read_mark(folder)["facts"].get("checkpoint") != seal_of(newest):
+    if not (folder / ENCODER).is_file() or is_of_others(folder, newest):
         return []
     cells = read_cells(folder)
     titles = {cell["task"]: cell["title"] for cell in cells}
     rows = []
     for score in best_scores(cells).values():
         shots = f", {score.setting['shots']} examples a class" if score.setting["shots"] else ""
-        rows.append((f"{titles[score.task]}{shots}: {score.metric}, best epoch on its dev set", _result(score)))
+        of = score.setting
+        how = f"LR {of['lr']:g}, batch {of['batch_size']}, {of['steps']:,} steps, best epoch on its dev set"
+        rows.append((f"{titles[score.task]}{shots}: {score.metric}, {how}", _result(score)))
     for probe in read_probes(folder):
         accuracies = [layer["accuracy"] for layer in probe["layers"]]
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         text = f"{accuracies[-1]:.1%} at the last layer, best {accuracies[best]:.1%} at layer {best}"
-        rows.append((f"{probe['title']} probe: accuracy on frozen layers", text))
+        pooled = ", vectors of [CLS]" if probe.get("pooling") == "cls" else ""
+        rows.append((f"{probe['title']} probe: accuracy on frozen layers{pooled}", text))
     return rows
 
 

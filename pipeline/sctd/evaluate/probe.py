@@ -22,7 +22,7 @@ from sctd.errors import UserError
 from sctd.evaluate.encoder import Encoder, open_encoder
 from sctd.evaluate.layers import nothing, sentence_vectors
 from sctd.evaluate.pictures import probe_picture, require_picture
-from sctd.evaluate.results import Record
+from sctd.evaluate.results import Record, probe_key
 from sctd.train.checkpoint import write_atomically
 
 PROBES = {"tense": ("Tense", "past_present.txt"), "subj_number": ("SubjNum", "subj_number.txt")}
@@ -71,6 +71,8 @@ def probe(
     if out is not None and len(checkpoints) > 1:
         raise UserError(f"--out {out} is the folder of one checkpoint, {len(checkpoints)} were given: call it for each")
     found = [read_task(task, data_dir) for task in dict.fromkeys(tasks)]
+    if len({task.name for task in found}) < len(found):
+        raise UserError(f"two of the probing tasks have one name ({', '.join(t.name for t in found)}): rename a file")
     encoders = [open_encoder(spec) for spec in dict.fromkeys(checkpoints)]
     folders = [encoder.results(out) for encoder in encoders]
     names = distinct_names([encoder.name for encoder in encoders], [encoder.spec for encoder in encoders])
@@ -78,7 +80,8 @@ def probe(
     for task in found:
         curves = {}
         for name, encoder, folder in zip(names, encoders, folders, strict=True):
-            curves[name] = _result(encoder, folder / "probe" / f"{task.name}.json", task, pooling, name)
+            path = folder / "probe" / f"{probe_key({'task': task.name, 'pooling': pooling})}.json"
+            curves[name] = _result(encoder, path, task, pooling, name)
         print(_table(task, pooling, curves))
         panels.append((task.title, curves))
     if picture is not None:
@@ -98,6 +101,8 @@ def read_task(spec: str, data_dir: Path | None) -> ProbeTask:
         title, path = PROBES[spec][0], _find(spec, data_dir)
     elif path.is_file():
         spec = title = path.stem
+        if spec in PROBES:
+            raise UserError(f"{path}: '{spec}' is the name of a task of sctd: rename the file")
     else:
         raise UserError(f"probing task {spec!r}: no file in SentEval's form, and no task: {nearest(spec, PROBES)}")
     sentences: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}

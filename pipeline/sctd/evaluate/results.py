@@ -56,13 +56,18 @@ class Score:
         return statistics.fmean([self.mean, *(statistics.fmean(values.values()) for values in further)])
 
 
-def read_cells(folder: Path, task: str | None = None) -> list[Record]:
+def read_cells(folder: Path) -> list[Record]:
     """Every finished fine-tuning cell below an evaluation folder, in the order of their paths.
 
     Raises:
         UserError: a result that cannot be read.
     """
-    return [_read(path) for path in sorted(folder.glob(f"finetune/{task or '*'}/*/result.json"))]
+    return [_read(path) for path in sorted(folder.glob("finetune/*/*/result.json"))]
+
+
+def probe_key(probe: Record) -> str:
+    """Its task, and the pooling where that is not the default one."""
+    return str(probe["task"]) + ("" if probe.get("pooling", "mean") == "mean" else f"-{probe['pooling']}")
 
 
 def read_probes(folder: Path) -> list[Record]:
@@ -85,9 +90,9 @@ def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for cell in cells:
         key = tuple(cell[name] for name in ("task", *SETTING))
-        groups.setdefault(key, []).append(cell)
+        groups.setdefault((*key, cell.get("data"), tuple(cell["metrics"])), []).append(cell)
     found = []
-    for (task, *setting), members in groups.items():
+    for (task, *setting, _, _), members in groups.items():
         main, *rest = members[0]["metrics"]
         values = {name: {cell["seed"]: cell["scores"][epoch][name] for cell in members} for name in (main, *rest)}
         named = dict(zip(SETTING, setting, strict=True))
@@ -96,11 +101,14 @@ def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
 
 
 def best_scores(cells: Iterable[Record], epoch: str = "best") -> dict[str, Score]:
-    """For each task (`TASK` or `TASK-32shot`) the setting with the highest mean: what a grid search reports."""
+    """For each task (`TASK` or `TASK-32shot`) the setting with the highest mean: what a grid search reports.
+
+    Of settings with as many seeds as any: a trial with one seed does not stand for the others.
+    """
     best: dict[str, Score] = {}
     for score in scores(cells, epoch):
         name = score.task + (f"-{score.setting['shots']}shot" if score.setting["shots"] else "")
-        if name not in best or score.mean > best[name].mean:
+        if name not in best or (len(score.values), score.mean) > (len(best[name].values), best[name].mean):
             best[name] = score
     return best
 

@@ -123,6 +123,10 @@ def read_rows(task: Task, split: str, data_dir: Path | None) -> Rows:
             raise UserError(f"{table.name}: is empty: give a file with rows of {task.title}")
     if not rows:
         raise UserError(f"{tables[0].name}: none of its {left_out} rows has a label or answer: give one with labels")
+    if task.no_answer and split == "train" and all(row.answers for row in rows if isinstance(row, SpanRow)):
+        raise UserError(
+            f"{tables[0].name}: every question has an answer, as in SQuAD v1.1: give the file of {task.title}"
+        )
     origin = tables[0].name if len(tables) == 1 else os.path.commonpath([table.name for table in tables])
     return Rows(tuple(rows), origin, classes, left_out)
 
@@ -177,7 +181,10 @@ def _found_classes(task: Task, tables: list[Table]) -> tuple[str, ...]:
             if task.kind == "tags":
                 found.update(entity_types(_bio(task, table, place, record)))
             else:
-                found.add(_word(table, place, table.value(place, record, task.label)))
+                word = _word(table, place, table.value(place, record, task.label))
+                if not word:
+                    raise table.wrong(place, "it has no label: add one, or leave the row out")
+                found.add(word)
     found.discard(NO_LABEL)
     ordered = sorted(found, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
     if task.kind == "tags":

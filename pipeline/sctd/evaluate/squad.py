@@ -42,7 +42,7 @@ def _records(path: Path) -> Iterator[tuple[int, Record]]:
                 for question in paragraph["qas"]:
                     number += 1
                     yield number, _flat(paragraph["context"], question)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: behind question {number} it is not as SQuAD's JSON ({type(error).__name__}: {error}): "
             "data, paragraphs, context, qas, id, question, answers, text, answer_start are expected"

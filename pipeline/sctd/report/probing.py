@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from sctd.evaluate.pictures import draw_probe
-from sctd.evaluate.results import Record
+from sctd.evaluate.results import Record, probe_key
 from sctd.report import paper, stats
 from sctd.report.arms import Group, colours_of, partners
 from sctd.report.document import NOTHING, Cell, Fill, Head, Number, Picture, Points, Section, Table
@@ -16,7 +16,7 @@ from sctd.report.stats import Difference
 from sctd.report.words import file_name, listed, signed
 
 _ACROSS = 2
-_ALIKE = {"step": "step", "pooling": "pooling", "set of sentences": "data"}  # of probes that are compared
+_ALIKE = {"step": "step", "set of sentences": "data"}  # of probes that are compared
 
 
 def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Section | None:
@@ -27,7 +27,7 @@ def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Sect
             panels.setdefault(name, {})[label] = _mean_probe(records) | {"step": step}
     for other in others:
         for probe in other.probes:
-            panels.setdefault(probe["task"], {})[other.name] = probe
+            panels.setdefault(probe_key(probe), {})[other.name] = probe
     if not panels:
         return None
     colour = {group.label: group.colour for group in groups} | colours_of(others)
@@ -46,13 +46,17 @@ def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Sect
     return section
 
 
+def _title(probe: Record) -> str:
+    return str(probe["title"]) + (", vectors of [CLS]" if probe.get("pooling") == "cls" else "")
+
+
 def _last_probes(group: Group) -> tuple[int, dict[str, list[Record]]]:
     """The last step at which any run was probed, and by task the probes of each run there."""
     last = max((step for run in group.runs for step, found in run.evaluations.items() if found.probes), default=0)
     probes: dict[str, list[Record]] = {}
     for run in group.runs:
         for probe in run.evaluations[last].probes if last in run.evaluations else ():
-            probes.setdefault(probe["task"], []).append(probe)
+            probes.setdefault(probe_key(probe), []).append(probe)
     return last, probes
 
 
@@ -69,7 +73,7 @@ def _probes(panels: Mapping[str, Mapping[str, Record]], colour: Mapping[str, str
     def fill(figure: Figure) -> None:
         for place, curves in enumerate(panels.values(), 1):
             axes = figure.add_subplot(-(-len(panels) // _ACROSS), min(_ACROSS, len(panels)), place)
-            draw_probe(axes, next(iter(curves.values()))["title"], curves, colour)
+            draw_probe(axes, _title(next(iter(curves.values()))), curves, colour)
         add_legend(figure)
 
     return fill
@@ -81,7 +85,7 @@ def _height(panels: int) -> float:
 
 def _probe_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[str]:
     """Differences of arms, in points, at the last dropped layer and at the last layer."""
-    title = next(iter(curves.values()))["title"]
+    title = _title(next(iter(curves.values())))
     said = []
     for first, second in partners(groups):
         if first.label not in curves or second.label not in curves:
@@ -114,7 +118,7 @@ def _probe_table(name: str, curves: Mapping[str, Record]) -> Table:
     rows: list[list[Cell]] = []
     for layer in range(max(len(curve["layers"]) for curve in curves.values())):
         rows.append([str(layer), *(_accuracy(curve, layer) for curve in curves.values())])
-    title = next(iter(curves.values()))["title"]
+    title = _title(next(iter(curves.values())))
     note = "Percent on the test sentences. ◦: the output of a layer that dropped tokens in training."
     return Table(f"probing-{file_name(name)}", f"{title}: accuracy by layer", heads, rows, note=note)
 

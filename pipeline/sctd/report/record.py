@@ -124,17 +124,16 @@ def _cell_table(evaluations: Iterable[tuple[str, tuple[Record, ...], tuple[Recor
             Head("rows' hash")]  # fmt: skip
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for cell in (cell for _, cells, _ in evaluations for cell in cells):
-        groups.setdefault((title_of(cell), cell["lr"], cell["batch_size"], cell["steps"], cell.get("data")), []).append(
-            cell
-        )
+        key = title_of(cell), *(cell[name] for name in ("lr", "batch_size", "steps", "max_length")), cell.get("data")
+        groups.setdefault(key, []).append(cell)
     rows: list[list[Cell]] = []
-    for (title, lr, batch_size, steps, data), cells in groups.items():
+    for (title, lr, batch_size, steps, length, data), cells in groups.items():
         counts, seeds = cells[0].get("rows") or {}, sorted({cell["seed"] for cell in cells})
         epochs = cells[0].get("epochs")
         rows.append([
             title, _count(counts.get("train")), _count(counts.get("dev")), Number(lr, f"{lr:g}"), whole(batch_size),
             whole(steps),
-            number(epochs, lambda value: f"{value:.3g}"), _count(cells[0].get("max_length")), _seeds(seeds),
+            number(epochs, lambda value: f"{value:.3g}"), whole(length), _seeds(seeds),
             whole(len(cells)), str(data or NONE),
         ])  # fmt: skip
     return Table("fine-tunings", "Fine-tunings", head, rows)
@@ -238,7 +237,7 @@ def _missing_scores(found: Sequence[Subject]) -> list[str]:
         lines.append(f"All training rows of {listed(parts)}.")
     shorter = dict.fromkeys(part for cell in cells for part in [_shorter(cell)] if part)
     if shorter:
-        lines.append(f"The paper's length of fine-tuning: {listed(list(shorter))}.")
+        lines.append(f"The paper's length of fine-tuning, and of rows: {listed(list(shorter))}.")
     seeds = [len(score.values) for each in ours for e in each.evaluations for score in e.best.values()]
     if seeds and min(seeds) < paper.SEEDS:
         lines.append(f"{paper.SEEDS} fine-tuning seeds a task: the fewest here are {min(seeds)}.")
@@ -251,16 +250,18 @@ def _is_short_of_rows(cell: Record) -> bool:
 
 
 def _shorter(cell: Record) -> str | None:
-    """Where a task was trained for less than its default, which is the paper's: `RTE, 500 of 2,036 steps`."""
+    """Where a task was trained for less than its default, which is the paper's: `RTE (500 of 2,036 steps)`."""
     task = _shipped(cell["task"])
     if task is None:
         return None
+    less, epochs = [], cell.get("epochs")
     if task.steps and cell["steps"] < task.steps:
-        return f"{title_of(cell)}, {cell['steps']:,} of {task.steps:,} steps"
-    epochs = cell.get("epochs")
-    if task.epochs and isinstance(epochs, int | float) and round(epochs) < task.epochs and not cell.get("shots"):
-        return f"{title_of(cell)}, {epochs:.3g} of {task.epochs:g} epochs"
-    return None
+        less.append(f"{cell['steps']:,} of {task.steps:,} steps")
+    elif task.epochs and isinstance(epochs, int | float) and round(epochs) < task.epochs and not cell.get("shots"):
+        less.append(f"{epochs:.3g} of {task.epochs:g} epochs")
+    if cell["max_length"] < task.max_length:
+        less.append(f"{cell['max_length']:,} of {task.max_length:,} tokens a row")
+    return f"{title_of(cell)} ({listed(less)})" if less else None
 
 
 @functools.cache
