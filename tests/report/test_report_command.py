@@ -329,7 +329,10 @@ def test_probes_of_other_steps_and_poolings_are_not_compared(runs: Runs, tmp_pat
     assert "at the last layer" in undrawn(out, baseline, other)
     path = at_step(other) / "probe" / "tense.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pooling": "cls"})
-    assert "probed with another pooling" in undrawn(out, baseline, other)
+    said = undrawn(out, baseline, other)
+    assert "Tense, SCTD against baseline" not in said
+    assert set(table(out, "probing-tense")["4"]) == {"layer", "baseline"}
+    assert set(table(out, "probing-tense-cls")["4"]) == {"layer", "SCTD"}
 
 
 def test_no_sign_where_the_papers_difference_is_none(runs: Runs, tmp_path: Path) -> None:

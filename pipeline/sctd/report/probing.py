@@ -16,7 +16,7 @@ from sctd.report.stats import Difference
 from sctd.report.words import file_name, listed, signed
 
 _ACROSS = 2
-_ALIKE = {"step": "step", "set of sentences": "data"}  # of probes that are compared
+_APART = {"at another step": "step", "on other sentences": "data"}  # why probes are not compared
 
 
 def probe_section(groups: Sequence[Group], others: Sequence[Evaluation]) -> Section | None:
@@ -91,10 +91,10 @@ def _probe_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[
         if first.label not in curves or second.label not in curves:
             continue
         a, b = curves[first.label], curves[second.label]
-        apart = [what for what, key in _ALIKE.items() if a.get(key) != b.get(key)]
+        apart = [how for how, key in _APART.items() if a.get(key) != b.get(key)]
         if apart or len(a["layers"]) != len(b["layers"]):
-            how = f"with another {listed(apart)}" if apart else "of another number of layers"
-            said.append(f"{title}, {first.label} against {second.label}: probed {how}, so they are not compared.")
+            how = f"probed {listed(apart)}" if apart else "of another number of layers"
+            said.append(f"{title}, {first.label} against {second.label}: {how}, so they are not compared.")
             continue
         last = len(a["layers"]) - 1
         trials = (a.get("rows") or {}).get("test", 0)
