@@ -408,7 +408,7 @@ def own(folder: Path, text: str) -> str:
 
 
 def test_own_tables_in_every_form(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(

@@ -76,9 +76,13 @@ class Comparison:
             return "runs", f"pretraining seeds ({len(self.first.evaluations)} and {len(self.second.evaluations)})"
         return "seeds", f"fine-tuning seeds ({self.first.seeds} and {self.second.seeds})"
 
+    def shared(self, size: str) -> tuple[Item, ...]:
+        """The tested tasks that the paper has for this size."""
+        return tuple(item for item in self.tested if size in item.theirs)
+
     def against(self, size: str) -> tuple[int, int, float] | None:
         """(signs that agree, that can be compared, the paper's mean difference over the same tasks in percent)."""
-        items = [item for item in self.tested if size in item.theirs]
+        items = self.shared(size)
         if not items:
             return None
         signs = [item.agrees(size) for item in items if item.agrees(size) is not None]
@@ -249,7 +253,7 @@ def _significant(compared: Comparison) -> str:
 
 def _beside(compared: Comparison, size: str, same: int, of: int, mean: float) -> str:
     """Our mean and signs beside the paper's."""
-    tasks = [item for item in compared.tested if size in item.theirs]
+    tasks = compared.shared(size)
     ours = statistics.fmean(item.ours.value for item in tasks)
     over = "these tasks" if len(tasks) == len(compared.tested) else f"the {counted(len(tasks), 'task')} that it has"
     whether = "agrees with the paper in sign" if mean * ours > 0 else "does not agree with the paper in sign"

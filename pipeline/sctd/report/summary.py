@@ -161,12 +161,11 @@ def _beside_paper(groups: Sequence[Group], compared: Sequence[Comparison]) -> li
         if known is None:
             continue
         same, of, mean = known
-        both = [item for item in each.tested if each.size in item.theirs]
-        ours, p = 100 * statistics.fmean(item.ours.value for item in both), wilcoxon([i.ours.value for i in both])
+        values = [item.ours.value for item in each.shared(each.size)]
         agree = f"{same} of {counted(of, 'sign')} {'agrees' if same == 1 else 'agree'}" if of else "no signs to compare"
         said.append(
-            f"{opening(each.first.label)} against {each.second.label}: {signed(ours)} points over "
-            f"{counted(len(both), 'task')} ({as_p(p)}), in the paper (BERT-{each.size}) "
+            f"{opening(each.first.label)} against {each.second.label}: {signed(100 * statistics.fmean(values))} points "
+            f"over {counted(len(values), 'task')} ({as_p(wilcoxon(values))}), in the paper (BERT-{each.size}) "
             f"{signed(mean)}; {agree}."
         )
     return said
