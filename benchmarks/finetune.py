@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 from sctd.bench.result import write_result
-from sctd.evaluate.encoder import load_config, open_encoder
+from sctd.evaluate.encoder import best_device, load_config, open_encoder
 from sctd.evaluate.finetune import prepare_machine
 from sctd.evaluate.heads import build_model
 from sctd.evaluate.material import Material, read_material
 from sctd.evaluate.rows import TextRow
 from sctd.evaluate.tasks import load_task
-from sctd.evaluate.training import Setting, fit, precision, training_device
+from sctd.evaluate.training import Setting, fit, precision
 from sctd.train.cpu import keep_freed_memory, share_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,7 +98,7 @@ def their_turn(found: Material, batch_size: int, side: str) -> Callable[[int], f
             settings = TrainingArguments(
                 folder, per_device_train_batch_size=batch_size, num_train_epochs=1, learning_rate=1e-5,
                 weight_decay=0.01, warmup_steps=0.06, max_grad_norm=1.0, seed=seed, save_strategy="no",
-                logging_strategy="no", report_to="none", disable_tqdm=True, bf16=precision(training_device()) == "bf16",
+                logging_strategy="no", report_to="none", disable_tqdm=True, bf16=precision(best_device()) == "bf16",
                 train_sampling_strategy="random" if side == PLAIN else "group_by_length",
             )  # fmt: skip
             Trainer(
@@ -152,7 +152,7 @@ def main() -> None:
     size = f"{config.num_hidden_layers}x{config.hidden_size}"
     result = {
         "model": size, "task": args.task, "batch_size": args.batch_size or found.task.batch_size, "rows": count,
-        "tokens": tokens, "max_length": found.coding.limit, "precision": precision(training_device()),
+        "tokens": tokens, "max_length": found.coding.limit, "precision": precision(best_device()),
         "rounds": args.rounds, "seconds": seconds, "medians": medians,
         "examples_per_s": {side: count / median for side, median in medians.items()},
     }  # fmt: skip

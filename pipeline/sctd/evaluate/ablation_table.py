@@ -14,7 +14,7 @@ from sctd.evaluate.encoder import EVALUATION, is_of_others
 from sctd.evaluate.results import Score, best_scores, read_cells
 from sctd.train import checkpoint
 from sctd.train.export import CORPUS_COPY, EXPORT, read_facts, record_at
-from sctd.train.flops import flops_until
+from sctd.train.flops import flops_until, saving
 from sctd.train.monitor import read_metrics
 
 _BASELINE = "baseline"
@@ -120,7 +120,7 @@ def as_csv(lines: Sequence[Line]) -> str:
     writer.writerow([*names, *per_task])
     baseline = _baseline_hours(lines)
     for line in lines:
-        saved = _saved(line.hours, baseline), _saved(line.flops, line.baseline_flops)
+        saved = saving(line.hours, baseline), saving(line.flops, line.baseline_flops)
         row = [line.row.label, line.row.value, line.row.run, line.step, line.goal, line.loss, line.hours, saved[0]]
         row += [line.flops, saved[1], _mean(line, tasks)]
         for task in tasks:
@@ -145,8 +145,8 @@ def _cells(lines: Sequence[Line]) -> list[list[str]]:
             f"{line.goal:,}" if line.finished else f"{line.step:,} of {line.goal:,}",
             _NONE if line.loss is None else f"{line.loss:.4f}",
             _NONE if line.hours is None else f"{line.hours:.3g}",
-            _change(_saved(line.hours, baseline)),
-            _change(_saved(line.flops, line.baseline_flops)),
+            _change(saving(line.hours, baseline)),
+            _change(saving(line.flops, line.baseline_flops)),
         ]
         row += [_NONE if mean is None else f"{mean:.2%}"[:-1]] if len(tasks) > 1 else []
         table.append(row + [_score((line.scores or {}).get(task)) for task in tasks])
@@ -165,10 +165,6 @@ def _mean(line: Line, tasks: Sequence[str]) -> float | None:
 
 def _baseline_hours(lines: Sequence[Line]) -> float | None:
     return next((line.hours for line in lines if line.row.value == _BASELINE), None)
-
-
-def _saved(cost: float | None, baseline: float | None) -> float | None:
-    return 1 - cost / baseline if cost is not None and baseline else None
 
 
 def _change(saved: float | None) -> str:

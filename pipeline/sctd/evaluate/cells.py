@@ -11,11 +11,12 @@ from typing import Any
 
 from sctd.bench.result import device_name
 from sctd.errors import UserError
+from sctd.evaluate.encoder import best_device
 from sctd.evaluate.material import Material
 from sctd.evaluate.results import Record
 from sctd.evaluate.rows import ChoiceRow, Row, SpanRow, TagRow
 from sctd.evaluate.tasks import Task
-from sctd.evaluate.training import Data, Outcome, Setting, fit, metric_names, precision, training_device
+from sctd.evaluate.training import Data, Outcome, Setting, fit, metric_names, precision
 from sctd.train.checkpoint import write_atomically
 
 _RESULT = "result.json"
@@ -147,7 +148,7 @@ def _measured(outcome: Outcome, seconds: float) -> Record:
         "seconds": seconds,
         "examples_per_s": outcome.examples / outcome.seconds,
         "tokens_per_s": outcome.tokens / outcome.seconds,
-        "precision": precision(training_device()),
+        "precision": precision(best_device()),
         "device": device_name(),
         "versions": {package: version(package) for package in _VERSIONS},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

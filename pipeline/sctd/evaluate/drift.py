@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sctd.bench.result import device_name
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.errors import UserError
-from sctd.evaluate.encoder import EVALUATION
+from sctd.evaluate.encoder import EVALUATION, best_device
 from sctd.evaluate.pictures import drift_picture, require_picture
 from sctd.evaluate.probe import distinct_names
 from sctd.evaluate.reconstruct import Reconstructor, Sentences, sample_sentences
@@ -97,9 +96,8 @@ class SentenceEncoder:
         transformers.utils.logging.disable_progress_bar()
         self.name = spec
         folder = _model_folder(spec)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._model = SentenceTransformer(str(folder or spec), device=device)
+            self._model = SentenceTransformer(str(folder or spec), device=str(best_device()))
         except Exception as error:  # the hub client and the loaders raise from a dozen unrelated classes
             what = "a damaged model" if folder else "no folder, no installed package with a model, and not on the hub"
             raise UserError(f"sentence encoder {spec}: {what} ({type(error).__name__}): {_HINT}") from None

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sctd.errors import UserError
 from sctd.train import checkpoint
 from sctd.train.export import EXPORT, export_run, read_facts, seal_of
@@ -113,6 +115,28 @@ def load_config(source: str) -> Any:
     except Exception as error:  # the hub client raises from a dozen unrelated classes
         what = "no config.json that transformers can read" if Path(source).is_dir() else "no folder, and not on the hub"
         raise UserError(f"{source}: {what} ({type(error).__name__}): give a run, a folder or a hub id") from None
+
+
+def best_device() -> torch.device:
+    """Where models are evaluated: one GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_weights(encoder: Encoder, head: str, **options: Any) -> Any:
+    """The transformers model of this class, in float32.
+
+    Raises:
+        UserError: its weights cannot be loaded.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, head).from_pretrained(encoder.source, dtype=torch.float32, **options)
+    except Exception as error:  # the hub client and safetensors raise from a dozen unrelated classes
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{encoder.spec}: its weights cannot be loaded ({type(error).__name__}: {what})") from None
 
 
 def load_tokenizer(encoder: Encoder) -> Any:

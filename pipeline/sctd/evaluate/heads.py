@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sctd.errors import UserError
-from sctd.evaluate.encoder import Encoder, load_config
+from sctd.evaluate.encoder import Encoder, load_config, load_weights
 from sctd.evaluate.tasks import Task
 
 _HEADS = {
@@ -24,17 +24,8 @@ def build_model(encoder: Encoder, task: Task, classes: tuple[str, ...], seed: in
     Raises:
         UserError: the weights cannot be loaded.
     """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
-    head = getattr(transformers, _HEADS[task.kind])
-    try:
-        return head.from_pretrained(encoder.source, dtype=torch.float32, **_labels(task, classes))
-    except Exception as error:  # the hub client and safetensors raise from a dozen unrelated classes
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"{encoder.spec}: its weights cannot be loaded ({type(error).__name__}: {what})") from None
+    return load_weights(encoder, _HEADS[task.kind], **_labels(task, classes))
 
 
 def longest_input(encoder: Encoder, task: Task, tokenizer: Any) -> int:

@@ -7,15 +7,13 @@ Legend: N sentences, B of a batch, T tokens, L layers, D hidden size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sctd.errors import UserError
-from sctd.evaluate.encoder import Encoder, load_tokenizer
+from sctd.evaluate.encoder import Encoder, best_device, load_tokenizer, load_weights
 
 POOLINGS = ("mean", "cls")
 _TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch, padding included
@@ -40,8 +38,9 @@ def sentence_vectors(
     Raises:
         UserError: a model or tokenizer that cannot be loaded.
     """
-    tokenizer, device = load_tokenizer(encoder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_body(encoder).to(device).eval()
+    tokenizer, device = load_tokenizer(encoder), best_device()
+    # With its head: a body alone would be given a new pooler where the checkpoint has none.
+    model = load_weights(encoder, "AutoModelForMaskedLM").base_model.to(device).eval()
     limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     encoded = tokenizer(list(sentences), truncation=True, max_length=limit, return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
@@ -60,24 +59,6 @@ def sentence_vectors(
         found[:, rows] = pooled_LBD.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
     assert found is not None, "there are sentences"
     return found
-
-
-def load_body(encoder: Encoder) -> Any:
-    """The transformers model without its head.
-
-    Raises:
-        UserError: its weights cannot be loaded.
-    """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        # With the head: a body alone would be given a new pooler where the checkpoint has none.
-        return transformers.AutoModelForMaskedLM.from_pretrained(encoder.source, dtype=torch.float32).base_model
-    except Exception as error:  # the hub client and safetensors raise from a dozen unrelated classes
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"{encoder.spec}: its weights cannot be loaded ({type(error).__name__}: {what})") from None
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[NDArray[np.int64]]:

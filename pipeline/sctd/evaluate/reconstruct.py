@@ -25,6 +25,7 @@ from sctd.data.masking import build_masker
 from sctd.data.order import row_of_sample
 from sctd.data.stream import Batch, Rows, make_batch
 from sctd.errors import UserError
+from sctd.evaluate.encoder import best_device
 from sctd.objective.build import build_hook, build_model
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
@@ -107,8 +108,8 @@ class Reconstructor:
     """
 
     def __init__(self, path: Path, config: Config, manifest: Manifest, length: int) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = _load(path, config, manifest).to(self._device).eval()
+        self._device = best_device()
+        self._model = _load(path, config, manifest, self._device).to(self._device).eval()
         hook, step = build_hook(config, length), checkpoint.step_of(path)
         self.drops, self._keep = hook.drops, hook.keep(step, length)
 
@@ -134,11 +135,10 @@ class Reconstructor:
         return batch["input_ids"].scatter(1, batch["positions"], best.view(batch["positions"].shape).cpu()).numpy()
 
 
-def _load(path: Path, config: Config, manifest: Manifest) -> PretrainingModel:
+def _load(path: Path, config: Config, manifest: Manifest, device: torch.device) -> PretrainingModel:
     # How it is computed may differ from the training, what is computed does not.
     train = dataclasses.replace(config.train, compile=False, checkpoint_activations=False)
     config = dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, layer_norm="native"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(config, bert_shape(config, manifest), manifest.special_ids, device)
     model.load_state_dict(checkpoint.read_weights(path))
     scores_V = checkpoint.read_importance(path)

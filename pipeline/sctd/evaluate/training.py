@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sctd.errors import UserError
-from sctd.evaluate.encoder import Encoder
+from sctd.evaluate.encoder import Encoder, best_device
 from sctd.evaluate.features import Features, steps_of_pass, training_batches
 from sctd.evaluate.heads import build_model
 from sctd.evaluate.layers import batches, nothing
@@ -123,10 +123,6 @@ def metric_names(task: Task, splits: Sequence[str]) -> list[str]:
     return [name + split.removeprefix("dev") for split in splits for name in task.metrics]
 
 
-def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def precision(device: torch.device) -> str:
     """bf16 (autocast) on GPUs that have it, else fp32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -136,7 +132,7 @@ def precision(device: torch.device) -> str:
 def _fit(
     encoder: Encoder, data: Data, setting: Setting, say: Callable[[Record], None], check: Callable[[], None]
 ) -> Outcome:
-    device = training_device()
+    device = best_device()
     model = build_model(encoder, data.task, data.classes, setting.seed).to(device)
     optimizer, schedule = _optimizer(model, setting)
     one_pass = steps_of_pass(len(data.train), setting.batch_size)

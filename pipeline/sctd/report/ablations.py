@@ -1,7 +1,7 @@
 """Ablations (Tables 4 and 5, Figure 7, ways to choose the kept tokens), the paper's numbers beside."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -10,11 +10,26 @@ from matplotlib.ticker import MaxNLocator
 from sctd.evaluate.ablation_table import Line
 from sctd.evaluate.ablations import Row
 from sctd.report import paper, stats
-from sctd.report.document import Cell, Fill, Head, Number, Part, Picture, Section, Table, change, number, over, whole
+from sctd.report.document import (
+    Cell,
+    Fill,
+    Head,
+    Number,
+    Part,
+    Picture,
+    Section,
+    Table,
+    change,
+    cost,
+    number,
+    over,
+    whole,
+)
 from sctd.report.gather import Ablation
 from sctd.report.paper import Column
 from sctd.report.scores import Subject, further
-from sctd.report.words import as_flops, as_hours, as_saving, counted, listed, short_name, signed
+from sctd.report.words import as_flops, as_hours, counted, listed, short_name, signed
+from sctd.train.flops import saving
 
 _BASELINE = "baseline"
 _LEAST_RANKED = 4  # rows that a rank correlation is worth a word of
@@ -131,7 +146,8 @@ def _table(ablation: Ablation, name: str, entries: Sequence[_Entry], columns: Se
         line = entry.line
         assert line is not None
         row: list[Cell] = [entry.row.label, whole(line.goal), number(line.loss, lambda value: f"{value:.4f}")]
-        row += [_saved(line.hours, hours, as_hours), _saved(line.flops, line.baseline_flops, as_flops)]
+        row.append(cost(line.hours, saving(line.hours, hours), as_hours))
+        row.append(cost(line.flops, saving(line.flops, line.baseline_flops), as_flops))
         row += [_percent(entry.scored.averages(of)) for _, of in means]
         row += [change(entry.theirs.get(k)) if k == "saving" else number(entry.theirs.get(k), _plain) for k in theirs]
         rows.append(row)
@@ -166,14 +182,6 @@ def _percent(units: Sequence[float]) -> Number:
 
 def _plain(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _saved(cost: float | None, baseline: float | None, say: Callable[[float], str]) -> Number:
-    """A cost, and what it saves of the baseline's."""
-    share = 1 - cost / baseline if cost is not None and baseline else None
-    if cost is None:
-        return number(None, say)
-    return Number(cost, say(cost), None if share is None else -share, as_saving(share) if share else "")
 
 
 def _dots(entries: Sequence[_Entry], columns: Sequence[Column]) -> Fill:

@@ -27,6 +27,7 @@ from sctd.report.gather import Run, finite
 from sctd.report.paper import PaperRow
 from sctd.report.stats import mean_of
 from sctd.report.words import as_flops, as_hours, as_less, as_saving, counted, listed, opening
+from sctd.train.flops import saving
 
 _PAPER_BAR = "#c9ced6"
 
@@ -120,8 +121,7 @@ def _saved(group: Group, groups: Sequence[Group], key: str) -> float | None:
     if baseline is None or baseline is group:
         return None
     step = min(group.step, baseline.step)
-    mine, theirs = group.mean(key, step), baseline.mean(key, step)
-    return 1 - mine / theirs if mine is not None and theirs else None
+    return saving(group.mean(key, step), baseline.mean(key, step))
 
 
 def _paper_rows() -> list[PaperRow]:
@@ -172,10 +172,10 @@ def _cost_picture(groups: Sequence[Group]) -> Picture:
                 for row in _paper_rows()
                 if row.arm == group.arm and row.saving
             ]
-            for what, saving, colour in bars:
-                if saving is not None:
-                    axes.barh(place, 100 * (1 - saving), 0.74, color=colour, alpha=0.55 if what == "by FLOPs" else 1.0)
-                    axes.text(100 * (1 - saving) + 0.8, place, as_saving(saving), va="center", fontsize=8)
+            for what, share, colour in bars:
+                if share is not None:
+                    axes.barh(place, 100 * (1 - share), 0.74, color=colour, alpha=0.55 if what == "by FLOPs" else 1.0)
+                    axes.text(100 * (1 - share) + 0.8, place, as_saving(share), va="center", fontsize=8)
                     names.append((place, f"{group.label}, {what}" if what.startswith("by") else what))
                     place += 1
             place += 1

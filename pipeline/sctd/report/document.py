@@ -146,6 +146,13 @@ def change(saved: float | None) -> Number:
     return NOTHING if saved is None else Number(-saved, as_saving(saved))
 
 
+def cost(value: float | None, saved: float | None, say: Callable[[float], str]) -> Number:
+    """A cost, and beside it what share of the baseline's is saved, where any is."""
+    if value is None or not saved:
+        return number(value, say)
+    return Number(value, say(value), -saved, as_saving(saved))
+
+
 def over(values: Sequence[float | None], say: Callable[[float], str]) -> Number:
     """The mean of these and their deviation, with as many digits; nothing where any is None."""
     mean, spread = mean_of(values), spread_of(values)

@@ -13,6 +13,7 @@ from sctd.report.document import NOTHING, Cell, Head, Number, Picture, Section, 
 from sctd.report.figures import TICKS, add_legend, draw_curves, limit, panel
 from sctd.report.stats import Difference, mean_of
 from sctd.report.words import counted, listed, signed
+from sctd.train.flops import saving
 
 
 def loss_section(groups: Sequence[Group]) -> Section:
@@ -155,9 +156,7 @@ def _reached(group: Group, baseline: Group | None) -> list[Cell]:
 
 
 def _saving(group: Group, baseline: Group, key: str, step: int | None = None) -> Number:
-    mine, whole = group.mean(key, step), baseline.mean(key)
-    share = 1 - mine / whole if mine is not None and whole else None
-    return change(share)
+    return change(saving(group.mean(key, step), baseline.mean(key)))
 
 
 def _count(value: float) -> str:

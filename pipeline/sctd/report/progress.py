@@ -16,6 +16,7 @@ from sctd.report.paper import Column
 from sctd.report.scores import Subject, at_step, further
 from sctd.report.stats import spread_of
 from sctd.report.words import as_flops, as_hours, counted, opening
+from sctd.train.flops import saving
 from sctd.train.monitor import EVALUATED
 
 _PANELS = 12  # with a task each
@@ -169,8 +170,7 @@ def _table(along: dict[str, list[Subject]], columns: Sequence[Column], groups: S
             baseline = baseline_of(each.group, groups)
             costs = {key: each.group.mean(key, each.step) for key in ("hours", "flops")}
             wholes = {key: None if baseline is None else baseline.mean(key) for key in costs}
-            saved = [1 - mine / whole if mine is not None and whole else None
-                     for mine, whole in ((costs[key], wholes[key]) for key in costs)]  # fmt: skip
+            saved = [saving(costs[key], wholes[key]) for key in costs]
             rows.append([
                 each.label, whole(each.step or 0), number(costs["hours"], as_hours), change(saved[0]),
                 number(costs["flops"], as_flops), change(saved[1]),

@@ -8,10 +8,11 @@ from typing import Any
 from sctd.evaluate.results import Record, Score
 from sctd.report import paper
 from sctd.report.arms import Group, baseline_of
-from sctd.report.document import NOTHING, PAPER, Cell, Head, Number, Table, over, whole
+from sctd.report.document import NOTHING, PAPER, Cell, Head, Number, Table, cost, over, whole
 from sctd.report.gather import Evaluation, finite, key_of
 from sctd.report.paper import Column, Layout, PaperRow
-from sctd.report.words import as_flops, as_hours, as_saving
+from sctd.report.words import as_flops, as_hours
+from sctd.train.flops import saving
 
 _COLUMNS = 10  # of scores beside each other
 _METRICS = {"matthews": "Mcc.", "accuracy": "acc.", "pearson": "Pear.", "spearman": "Spea.", "f1": "F1",
@@ -185,11 +186,7 @@ def _budget(subject: Subject, groups: Sequence[Group]) -> list[Cell]:
     for key, say in (("hours", as_hours), ("flops", as_flops)):
         value = subject.group.mean(key, subject.step)
         whole = None if baseline is None or baseline is subject.group else baseline.mean(key)
-        saving = 1 - value / whole if value is not None and whole else None
-        aside = "" if saving is None else as_saving(saving)
-        cells.append(
-            NOTHING if value is None else Number(value, say(value), None if saving is None else -saving, aside)
-        )
+        cells.append(cost(value, saving(value, whole), say))
     return cells
 
 
@@ -198,13 +195,7 @@ def _paper_cells(
 ) -> list[Cell]:
     cells: list[Cell] = [f"paper, {row.size}: {paper.TITLES[row.arm]}", str(paper.SEEDS), whole(row.steps)]
     if budget:
-        aside = "" if row.saving is None else as_saving(row.saving)
-        cells += [
-            Number(row.hours, as_hours(row.hours), None if row.saving is None else -row.saving, aside)
-            if row.hours
-            else NOTHING,
-            NOTHING,
-        ]
+        cells += [cost(row.hours, row.saving, as_hours), NOTHING]
     places = {column: place for place, column in enumerate(layout.columns)}
     cells += [_paper_score(row.scores[places[column]], layout.digits(column)) for column in columns]
     for suite in suites:

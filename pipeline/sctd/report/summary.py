@@ -13,6 +13,7 @@ from sctd.report.record import lengths_of
 from sctd.report.scores import Subject
 from sctd.report.stats import as_p, wilcoxon
 from sctd.report.words import as_hours, as_saving, counted, listed, opening, short_name, signed
+from sctd.train.flops import saving
 
 
 def summary_section(
@@ -121,10 +122,9 @@ def _costs(groups: Sequence[Group]) -> str:
         baseline = baseline_of(group, groups)
         if group.arm == BASELINE or baseline is None or group.step != baseline.step or not group.step:
             continue
-        pairs = [(group.mean(key), baseline.mean(key)) for key in ("hours", "flops")]
-        savings = [1 - mine / whole for mine, whole in pairs if mine is not None and whole]
-        if len(savings) == len(pairs):
-            said.append(f"{group.label} {as_saving(savings[0])} ({as_saving(savings[1])})")
+        clock, work = (saving(group.mean(key), baseline.mean(key)) for key in ("hours", "flops"))
+        if clock is not None and work is not None:
+            said.append(f"{group.label} {as_saving(clock)} ({as_saving(work)})")
     return f"Time of training relative to the baseline, and in brackets FLOPs: {listed(said)}." if said else ""
 
 

@@ -48,6 +48,12 @@ def flops_until(config: Config, manifest: Manifest, steps: Sequence[int]) -> lis
     return [sum(stretch.until(step, hook.interval) for stretch in stretches) for step in steps]
 
 
+def saving(cost: float | None, whole: float | None) -> float | None:
+    """Share of the baseline's cost (its FLOPs or hours) that a run saves, negative where it costs more; None where one
+    of them is not known."""
+    return 1 - cost / whole if cost is not None and whole else None
+
+
 def _stretches(
     config: Config, manifest: Manifest, hook: HybridScheduleHook, length: int, first: int, last: int
 ) -> list[_Stretch]:
