@@ -17,8 +17,10 @@ from pages import Reader, assert_stands_for_itself
 from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablations import ABLATIONS, describe
+from sctd.report.arms import group
 from sctd.report.gather import gather
 from sctd.report.report import sections_of
+from sctd.report.summary import tiles
 from sctd.train.export import read_run, record_at
 from sctd.train.flops import flops_until
 from support import records
@@ -225,6 +227,10 @@ def test_an_ablation_stands_beside_the_papers(runs: Runs, tmp_path: Path) -> Non
     assert float(five["RTE acc."]) == pytest.approx(52) and float(five["held-out loss"]) > 0
     assert "3 runs of recipe my.yaml, one seed each" in said
     assert "Not finished, and left out: F = 10, F = 20 and F = 50." in said
+    for named in ([], [folder / "f5"]):  # a run that is named too counts once
+        material = gather([folder, *named])
+        figures = {what: value for value, what in tiles(material, group(material))}
+        assert (figures["pretraining runs"], figures["fine-tunings"]) == ("3", "8")
 
 
 # ---- what is missing, and what differs -----------------------------------------------------------------------------
@@ -249,12 +255,13 @@ def test_a_run_without_a_step(runs: Runs, tmp_path: Path) -> None:
 def test_runs_that_go_on_are_compared_as_far_as_both_have_come(runs: Runs, tmp_path: Path) -> None:
     baseline, short, out = runs("baseline"), runs("sctd"), tmp_path / "r.html"
     lines = (short / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (short / "metrics.jsonl").write_text("".join(lines[:6]), encoding="utf-8")
+    (short / "metrics.jsonl").write_text("".join(lines[:5]), encoding="utf-8")
     said = undrawn(out, baseline, short)
-    assert "Not at its end yet: sctd (step 6 of 10)." in said and "SCTD took up to step 6" in said
+    assert "Not at its end yet: sctd (step 5 of 10)." in said and "SCTD took up to step 5" in said
     row = table(out, "cost")["SCTD"]
-    expected = records(short)[-1]["seconds"] / records(baseline)[5]["seconds"] - 1
-    assert row["steps"] == "6" and float(row["hours vs. baseline"]) == pytest.approx(expected, rel=1e-6)
+    expected = records(short)[-1]["seconds"] / records(baseline)[4]["seconds"] - 1
+    assert re.search(r"Held-out loss at the end, in nats: baseline [\d.]+ \(step 10\) and SCTD [\d.]+ \(step 4\)", said)
+    assert row["steps"] == "5" and float(row["hours vs. baseline"]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_differs_in_more_than_the_method_is_not_compared(runs: Runs, tmp_path: Path) -> None:

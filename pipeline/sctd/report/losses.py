@@ -134,7 +134,8 @@ def _loss_table(groups: Sequence[Group]) -> Table:
         row += _reached(group, baseline)
         rows.append(row)
     note = (
-        "Masked accuracy in percent. Minus the baseline: where both ended at one step. The last three columns: the "
+        "Masked accuracy in percent. Of a run that is not at its end, loss and accuracy are those of its last "
+        "validation. Minus the baseline: where both ended at one step. The last three columns: the "
         "first validation whose loss is no higher than the baseline's last, and what it took until then relative to "
         "the whole training of the baseline."
     )

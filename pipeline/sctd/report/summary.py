@@ -36,10 +36,17 @@ def summary_section(
 def tiles(material: Material, groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Figures for the top of the page: (value, what it is)."""
     runs = [run for group in groups for run in group.trained]
-    ablated = [line for ablation in material.ablations for _, line, _ in ablation.lines if line and line.finished]
+    named = {run.folder.resolve() for run in material.runs}  # they may be an ablation's
+    further = [
+        (line, scored)
+        for ablation in material.ablations
+        for row, line, scored in ablation.lines
+        if (ablation.folder / row.run).resolve() not in named
+    ]
+    ablated = [line for line, _ in further if line and line.finished]
     cells = sum(len(each.cells) for run in material.runs for each in run.evaluations.values())
     cells += sum(len(other.cells) for other in material.others)
-    cells += sum(len(scored.cells) for ablation in material.ablations for _, _, scored in ablation.lines)
+    cells += sum(len(scored.cells) for _, scored in further)
     hours = [run.at(run.step).get("hours") for run in runs] + [line.hours for line in ablated]
     tokens = [run.at(run.step).get("tokens") for run in runs]
     found = [
@@ -104,16 +111,17 @@ def _losses(groups: Sequence[Group]) -> str:
     for group in groups:
         loss = group.mean("valid_loss") if group.trained else None
         if loss is not None:
-            said.append(
-                f"{group.label} {loss:.3f} (step {group.step:,})" if _unequal(groups) else f"{group.label} {loss:.3f}"
-            )
+            at = f" (step {_validated(group):,})" if len(set(map(_validated, groups))) > 1 else ""
+            said.append(f"{group.label} {loss:.3f}{at}")
         elif any("valid_loss" in run.keys for run in group.trained):
             said.append(f"{group.label} none that is finite")
     return f"Held-out loss at the end, in nats: {listed(said)}." if said else ""
 
 
-def _unequal(groups: Sequence[Group]) -> bool:
-    return len({group.step for group in groups}) > 1
+def _validated(group: Group) -> int:
+    """The step of its last held-out loss; a run that is not at its end has gone on since."""
+    steps = [[step for step in run.known("valid_loss") if step <= group.step] for run in group.trained]
+    return min((max(each, default=0) for each in steps), default=0)
 
 
 def _costs(groups: Sequence[Group]) -> str:
