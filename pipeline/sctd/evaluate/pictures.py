@@ -37,7 +37,8 @@ _IN_TURN = (
     "#1f9a9a",
 )
 _SHADE = "#f0e6d8"
-_INSET = (0.56, 0.36, 0.4, 0.26)  # of the axes: x, y, width, height; between similarities above and losses below
+_INSET = (0.08, 0.07, 0.88, 0.24)  # of the axes: x, y, width, height
+_ROOM = 0.65  # left for it below the curves, in heights of theirs
 
 
 def require_picture(path: Path) -> None:
@@ -105,6 +106,9 @@ def draw_drift(axes: Axes, curves: Curves, colour: Mapping[str, str]) -> None:
     axes.patch.set_visible(False)
     gaps = similarity_gaps(curves)
     if gaps:
+        for side in (axes, right):  # room for the inset below the curves
+            low, high = side.get_ylim()
+            side.set_ylim(low - _ROOM * (high - low), high)
         inset = axes.inset_axes(_INSET)
         for name, gap in gaps.items():
             inset.plot(*_columns(gap), ".-", ms=3, lw=1.0, color=colour[name])

@@ -151,10 +151,9 @@ def _table(ablation: Ablation, name: str, entries: Sequence[_Entry], columns: Se
         row += [_percent(entry.scored.averages(of)) for _, of in means]
         row += [change(entry.theirs.get(k)) if k == "saving" else number(entry.theirs.get(k), _plain) for k in theirs]
         rows.append(row)
-    note = (
-        "Hours and FLOPs are compared with the baseline on as many steps. Means in percent, best dev epoch, a task "
-        "counting the mean of its metrics."
-    )
+    note = "Hours and FLOPs are compared with the baseline on as many steps."
+    if means:
+        note += " Means in percent, best dev epoch, a task counting the mean of its metrics."
     if ablation.kind == "objectives":
         note += " Which of the paper's rows with two check marks is which pair is taken from the order of its columns."
     return Table(name, ablation.title, head, rows, note=note)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sctd.report import stats
 from sctd.report.arms import Group, baseline_of, partners
@@ -14,6 +15,8 @@ from sctd.report.figures import TICKS, add_legend, draw_curves, limit, panel
 from sctd.report.stats import Difference, mean_of
 from sctd.report.words import counted, listed, signed
 from sctd.train.flops import saving
+
+_TICKS = 5  # of a panel beside another one: "2.5 million" is wide
 
 
 def loss_section(groups: Sequence[Group]) -> Section:
@@ -75,6 +78,7 @@ def _loss_picture(groups: Sequence[Group]) -> Picture:
             draw_curves(axes, curves(groups, key, "valid_loss"), markers=True)
             axes.set_xlabel(title)
             axes.xaxis.set_major_formatter(TICKS[key])
+            axes.xaxis.set_major_locator(MaxNLocator(_TICKS))
             axes.tick_params(labelleft=place % 2 == 1)
             if place % 2 == 1:
                 axes.set_ylabel("held-out loss (nats)")
@@ -101,6 +105,7 @@ def _gap_picture(groups: Sequence[Group]) -> Picture:
             axes.axhline(0, color="#555555", lw=0.9)
             axes.set_xlabel(AXES[key])
             axes.xaxis.set_major_formatter(TICKS[key])
+            axes.xaxis.set_major_locator(MaxNLocator(_TICKS))
         figure.axes[0].set_ylabel("minus baseline (nats)")
         add_legend(figure)
 

@@ -120,7 +120,7 @@ def _evaluations(material: Material) -> list[tuple[str, tuple[Record, ...], tupl
 def _cell_table(evaluations: Iterable[tuple[str, tuple[Record, ...], tuple[Record, ...]]]) -> Table:
     """A line for each task and setting."""
     head = [Head("task"), Head("training\nrows"), Head("dev\nrows"), Head("LR"), Head("batch"), Head("steps"),
-            Head("epochs"), Head("tokens,\nat most"), Head("seeds"), Head("fine-\ntunings"),
+            Head("epochs"), Head("tokens,\nat most"), Head("seeds"), Head("fine-tunings"),
             Head("rows' hash")]  # fmt: skip
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for cell in (cell for _, cells, _ in evaluations for cell in cells):
