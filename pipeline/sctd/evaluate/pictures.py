@@ -107,8 +107,8 @@ def draw_drift(axes: Axes, curves: Curves, colour: Mapping[str, str]) -> None:
     gaps = similarity_gaps(curves)
     if gaps:
         for side in (axes, right):  # room for the inset below the curves
-            low, high = side.get_ylim()
-            side.set_ylim(low - _ROOM * (high - low), high)
+            bottom, top = side.get_ylim()
+            side.set_ylim(bottom - _ROOM * (top - bottom), top)
         inset = axes.inset_axes(_INSET)
         for name, gap in gaps.items():
             inset.plot(*_columns(gap), ".-", ms=3, lw=1.0, color=colour[name])
