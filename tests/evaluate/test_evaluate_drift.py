@@ -207,6 +207,12 @@ def test_the_inset_has_the_gap_to_the_baseline() -> None:
     left, right = figure.axes
     assert len(left.child_axes) == 1 and left.lines[1].get_xdata().tolist() == [10, 20, 30]
     assert right.lines[0].get_xdata().tolist() == [20]
+    figure.draw_without_rendering()
+    ceiling = left.child_axes[0].get_tightbbox().y1  # with its title
+    for axes in (left, right):
+        drawn = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
+        drawn += [band.get_transform().transform(band.get_paths()[0].vertices) for band in axes.collections]
+        assert drawn and min(points[:, 1].min() for points in drawn) > ceiling, "the inset covers a curve"
     assert similarity_gaps({"d": curves["d"]}) == {} == similarity_gaps({"b": curves["b"]})
 
 

@@ -1,6 +1,7 @@
 """`sctd report` on real runs: what is on the page and in the tables, what it refuses, what it leaves out."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from evaluations import COLA, MRPC, RTE, at_step, write_cells, write_json, write_mark, write_probe
@@ -18,7 +20,9 @@ from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablations import ABLATIONS, describe
 from sctd.report.arms import group
+from sctd.report.document import Picture
 from sctd.report.gather import gather
+from sctd.report.losses import loss_section
 from sctd.report.report import sections_of
 from sctd.report.summary import tiles
 from sctd.train.export import read_run, record_at
@@ -231,6 +235,24 @@ def test_an_ablation_stands_beside_the_papers(runs: Runs, tmp_path: Path) -> Non
         material = gather([folder, *named])
         figures = {what: value for value, what in tiles(material, group(material))}
         assert (figures["pretraining runs"], figures["fine-tunings"]) == ("3", "8")
+
+
+def test_labels_of_ticks_do_not_run_into_each_other(runs: Runs) -> None:
+    place = runs("baseline")
+    path = place / "metrics.jsonl"
+    longer = [{**record, "tokens": 4_000 * record["tokens"]} for record in records(place)]  # 20 million
+    path.write_text("".join(json.dumps(record) + "\n" for record in longer), encoding="utf-8")
+    groups = group(gather([place]))
+    pictures = [part for part in loss_section(groups).parts if isinstance(part, Picture)]
+    assert [picture.name for picture in pictures] == ["held-out-loss", "training-loss"]
+    for picture in pictures:
+        figure = Figure(figsize=(9, picture.height), layout="constrained")
+        picture.fill(figure)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            shown = [label for label in axes.get_xticklabels() if axes.viewLim.intervalx[0] <= label.get_position()[0]]
+            boxes = [label.get_window_extent() for label in shown]
+            assert len(boxes) > 2 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), axes.get_xlabel()
 
 
 # ---- what is missing, and what differs -----------------------------------------------------------------------------

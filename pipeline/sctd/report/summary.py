@@ -107,12 +107,11 @@ def _apart(groups: Sequence[Group]) -> list[str]:
 
 
 def _losses(groups: Sequence[Group]) -> str:
-    said = []
+    said, apart = [], len(set(map(_validated, groups))) > 1
     for group in groups:
         loss = group.mean("valid_loss") if group.trained else None
         if loss is not None:
-            at = f" (step {_validated(group):,})" if len(set(map(_validated, groups))) > 1 else ""
-            said.append(f"{group.label} {loss:.3f}{at}")
+            said.append(f"{group.label} {loss:.3f}" + (f" (step {_validated(group):,})" if apart else ""))
         elif any("valid_loss" in run.keys for run in group.trained):
             said.append(f"{group.label} none that is finite")
     return f"Held-out loss at the end, in nats: {listed(said)}." if said else ""
