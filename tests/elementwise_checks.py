@@ -1,4 +1,4 @@
-"""What the elementwise operations and the cross-entropy must compute, written apart from them."""
+"""What the elementwise operations, rotation and the cross-entropy must compute, written apart from them."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sctd_kernels import dropout, dropout_add_norm, linear_gelu, token_losses
+from sctd_kernels import dropout, dropout_add_norm, geglu, linear_gelu, rotary_table, rotate, token_losses
 from support import MASK32, fmix32
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -71,22 +71,67 @@ def check_add_norm(
         torch.testing.assert_close(one.cpu().double(), other, rtol=tolerance, atol=bound)
 
 
-def check_gelu(rows: int, width: int, inner: int, dtype: torch.dtype, device: str = "cpu") -> None:
+def check_gelu(
+    rows: int, width: int, inner: int, dtype: torch.dtype, has_bias: bool = True, device: str = "cpu"
+) -> None:
     rng = torch.Generator().manual_seed(rows + width + inner)
-    inputs = [torch.randn(*size, generator=rng).to(dtype) for size in ((rows, width), (inner, width), (inner,))]
+    sizes = ((rows, width), (inner, width), (inner,))[: 2 + has_bias]
+    inputs = [torch.randn(*size, generator=rng).to(dtype) for size in sizes]
     exact = [tensor.double().requires_grad_() for tensor in inputs]
     before = F.linear(*exact)
-    cumulative = torch.tensor([[math.erf(v / math.sqrt(2)) for v in row] for row in before.tolist()]).view(rows, inner)
-    wanted = before.detach() * (1 + cumulative) / 2
+    wanted = before.detach() * normal_below(before)
     moved = [tensor.clone().to(device).requires_grad_() for tensor in inputs]
-    out = linear_gelu(*moved)
-    scale = float(wanted.abs().max()) + 1
-    torch.testing.assert_close(out.cpu().double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+    out = linear_gelu(*moved) if has_bias else linear_gelu(*moved, None)
+    assert_near(out, wanted)
     found = torch.autograd.grad(out.sum(), moved)
-    expected = torch.autograd.grad(F.gelu(before).sum(), exact)
-    for one, other in zip(found, expected, strict=True):
-        bound = TOLERANCE[dtype] * (float(other.detach().abs().max()) + 1)
-        torch.testing.assert_close(one.cpu().double(), other, rtol=TOLERANCE[dtype], atol=bound)
+    for one, other in zip(found, torch.autograd.grad(F.gelu(before).sum(), exact), strict=True):
+        assert_near(one, other)
+
+
+def normal_below(x: Tensor) -> Tensor:
+    """The normal distribution up to x: half of 1 + erf(x / sqrt 2)."""
+    return torch.tensor([(1 + math.erf(value / math.sqrt(2))) / 2 for value in x.flatten().tolist()]).view(x.shape)
+
+
+def assert_near(found: Tensor, wanted: Tensor) -> None:
+    """Equal within the tolerance of the dtype that was found, beside the largest number wanted."""
+    tolerance = TOLERANCE[found.dtype]
+    scale = float(wanted.detach().abs().max()) + 1 if wanted.numel() else 1.0
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=tolerance, atol=tolerance * scale)
+
+
+def check_geglu(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> None:
+    """Value, and gradients of both halves against torch's own in float64."""
+    rng = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(shape, generator=rng).to(dtype)
+    exact = x.double().requires_grad_()
+    inner, gate = exact.tensor_split(2, -1)
+    wanted = F.gelu(inner) * gate
+    moved = x.clone().to(device).requires_grad_()
+    out = geglu(moved)
+    assert out.dtype == dtype and out.is_contiguous()
+    assert_near(out, inner.detach() * normal_below(inner) * gate.detach())
+    grad = torch.randn(wanted.shape, generator=rng).to(dtype)
+    assert_near(*torch.autograd.grad(out, moved, grad.to(device)), *torch.autograd.grad(wanted, exact, grad.double()))
+
+
+def check_rotate(shape: tuple[int, int, int, int], dtype: torch.dtype, placed: bool, device: str = "cpu") -> None:
+    """A part of a fused projection turned, and its gradient turned back, as complex numbers in float64."""
+    rows, length, heads, width = shape
+    rng = torch.Generator().manual_seed(sum(shape))
+    table = rotary_table(length + 7, width, 100.0, "cpu")
+    place = torch.randint(length + 7, (rows, length), generator=rng) if placed else torch.arange(length).repeat(rows, 1)
+    fused = torch.randn(rows, length, 3, heads, width, generator=rng).to(dtype)
+    grad = torch.randn(shape, generator=rng).to(dtype)
+    turn = torch.complex(*table.double())[place][:, :, None]
+    moved = fused.clone().to(device).requires_grad_()
+    out = rotate(moved.unbind(2)[1], table.to(device), place.to(device) if placed else None)
+    assert out.dtype == dtype and out.shape == shape and out.is_contiguous()
+    (found,) = torch.autograd.grad(out, moved, grad.to(device))
+    assert not found[:, :, ::2].any()
+    for one, given, by in ((out, fused[:, :, 1], turn), (found[:, :, 1], grad, turn.conj())):
+        turned = torch.complex(*given.double().tensor_split(2, -1)) * by
+        assert_near(one, torch.cat([turned.real, turned.imag], -1))
 
 
 def check_token_losses(count: int, vocab: int, dtype: torch.dtype, device: str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""The elementwise operations and the cross-entropy natively on a GPU, in Triton and in torch."""
+"""The elementwise operations, rotation and the cross-entropy natively on a GPU, in Triton and in torch."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from elementwise_checks import check_add_norm, check_dropout, check_gelu, check_token_losses
+from elementwise_checks import (
+    check_add_norm,
+    check_dropout,
+    check_geglu,
+    check_gelu,
+    check_rotate,
+    check_token_losses,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,10 +44,24 @@ def test_add_norm(shape: tuple[int, int, int], dtypes: tuple[torch.dtype, torch.
     check_add_norm(shape, *dtypes, rate, "cuda")
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(1, 1, 1), (30, 64, 256), (33, 20, 1500)])
-def test_gelu(size: tuple[int, int, int], dtype: torch.dtype) -> None:
-    check_gelu(*size, dtype, "cuda")
+def test_gelu(size: tuple[int, int, int], dtype: torch.dtype, has_bias: bool) -> None:
+    check_gelu(*size, dtype, has_bias, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2,), (0, 6), (33, 2304), (3, 5, 2062)])
+def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_geglu(shape, dtype, "cuda")
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 70, 12, 64), (2, 33, 5, 22)])
+def test_rotate(shape: tuple[int, int, int, int], dtype: torch.dtype, placed: bool) -> None:
+    check_rotate(shape, dtype, placed, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,7 +1,5 @@
-"""Dropout, dropout + residual + LayerNorm, linear + GELU and cross-entropy: torch, and Triton under its interpreter."""
+"""Dropout, dropout + residual + LayerNorm, GELUs and cross-entropy: torch, and Triton under its interpreter."""
 
-import importlib.util
-import os
 from collections.abc import Callable
 
 import pytest
@@ -10,21 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from elementwise_checks import check_add_norm, check_dropout, check_gelu, check_token_losses, keep_mask
-from sctd_kernels import dropout, dropout_add_norm, linear_gelu, token_losses
+from elementwise_checks import check_add_norm, check_dropout, check_geglu, check_gelu, check_token_losses, keep_mask
+from sctd_kernels import dropout, dropout_add_norm, geglu, linear_gelu, token_losses
 
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 
 
-@pytest.fixture(autouse=True, scope="module", params=["torch", "triton"])
-def asked(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
-    if request.param == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    if request.param == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs TRITON_INTERPRET=1, which GPUs have no use for")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCTD_KERNELS", request.param)
-        yield request.param
+pytestmark = pytest.mark.usefixtures("asked")
 
 
 @settings(deadline=None, max_examples=20)
@@ -50,9 +40,30 @@ def test_add_norm_and_its_gradients(
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.sampled_from([FLOAT, BF16, HALF]))
-def test_linear_gelu_and_its_gradients(rows: int, width: int, inner: int, dtype: torch.dtype) -> None:
-    check_gelu(rows, width, inner, dtype)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.sampled_from([FLOAT, BF16, HALF]), st.booleans())
+def test_linear_gelu_and_its_gradients(rows: int, width: int, inner: int, dtype: torch.dtype, has_bias: bool) -> None:
+    check_gelu(rows, width, inner, dtype, has_bias)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 6), max_size=2), st.integers(1, 40), st.sampled_from([FLOAT, BF16, HALF]))
+def test_geglu_and_its_gradients(shape: list[int], inner: int, dtype: torch.dtype) -> None:
+    check_geglu((*shape, 2 * inner), dtype)
+
+
+@pytest.mark.parametrize("shape", [(3, 2 * 1152), (5, 2 * 1030), (0, 6), (3, 0)])
+def test_geglu_of_usual_and_of_no_widths(shape: tuple[int, int]) -> None:
+    check_geglu(shape, FLOAT)
+
+
+def test_geglu_of_a_strided_input_and_gradient() -> None:
+    x = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)).permute(2, 1, 0).requires_grad_()
+    found = []
+    for given_x in (x, x.contiguous()):
+        out = geglu(given_x)
+        found.append((out, *torch.autograd.grad((out.mT * torch.arange(4.0)).sum(), x)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @settings(deadline=None, max_examples=20)
@@ -112,6 +123,7 @@ def test_accumulators_do_not_depend_on_the_split() -> None:
 def step(x: Tensor, weight: Tensor, bias: Tensor, seeds: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
     x = dropout(x, 0.2, seeds, 0)
     inner = linear_gelu(x, torch.cat([weight, weight]).view(2, -1).expand(2, -1).repeat(8, 1), bias.repeat(2)[:16])
+    inner = inner + geglu(torch.cat([inner, linear_gelu(x, weight.diag(), None)], -1))
     out = dropout_add_norm(inner, x, weight, bias, 1e-5, 0.2, seeds, 1)
     return token_losses(out.flatten(0, 1), labels, sums).sum()
 
@@ -150,6 +162,9 @@ def test_gradients_against_finite_differences(asked: str) -> None:
         (lambda: dropout(torch.zeros(2, 3, 4), 1.0, torch.arange(2), 0), "below 1"),
         (lambda: dropout(torch.zeros(2, 3, 4), 0.1, torch.arange(3), 0), r"int64 \(2,\)"),
         (lambda: dropout_add_norm(*[torch.zeros(2, 3, 4)] * 2, torch.ones(4), torch.ones(3), 1e-5), r"\(3,\)"),
+        (lambda: geglu(torch.zeros(2, 3)), r"\(2, 3\)"),
+        (lambda: geglu(torch.zeros(2, 4).long()), "int64"),
+        (lambda: geglu(torch.tensor(0.0)), r"\(\)"),
         (lambda: token_losses(torch.zeros(2, 3, 4), torch.zeros(2).long()), r"\(2, 3, 4\)"),
         (lambda: token_losses(torch.zeros(2, 3), torch.zeros(3).long()), r"\(3,\)"),
         (lambda: token_losses(torch.zeros(2, 3), torch.tensor([0, 3])), "0..3"),

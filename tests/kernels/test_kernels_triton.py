@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_checks import HALVES, check, check_moves, check_select, numbers, oracle, select_cases
-from sctd_kernels import gather, gather_rows, merge, select, split
+from sctd_kernels import gather, gather_rows, merge, rotary_table, select, split
 from sctd_kernels.select import reference
 
 pytestmark = [
@@ -142,6 +142,13 @@ def test_positions_out_of_range_are_moved_into_it() -> None:
     assert torch.equal(found, torch.stack([hidden[0, [0, 4]], hidden[1, [4, 4]]]))
 
 
+def test_places_out_of_range_are_moved_into_it() -> None:
+    x, table = numbers(1, 4, 2, 6, seed=0, dtype=torch.float32), rotary_table(5, 6, 100.0, "cpu")
+    rotate = kernels("rotary").rotate
+    found = rotate(x, table, torch.tensor([[-1, 5, 2**40, 3]]), False)
+    assert torch.equal(found, rotate(x, table, torch.tensor([[0, 4, 4, 3]]), False))
+
+
 @settings(deadline=None, max_examples=12)
 @given(
     rows=st.integers(1, 4),
@@ -230,6 +237,11 @@ def test_operators_keep_their_promises() -> None:
         "split_backward": [torch.randn(2, 5, 4), None, index, inverse],
         "merge": [hidden, torch.randn(2, 5, 4), index, inverse],
         "merge_backward": [hidden, index, inverse],
+        "geglu": [hidden],
+        "geglu_backward": [hidden[..., ::2], hidden],
+        "rotate": [torch.randn(2, 9, 3, 3, 4)[:, :, 1], torch.randn(2, 11, 2), inverse.clamp(min=0), True],
     }
+    for package in ("elementwise", "rotary"):
+        kernels(package)
     for name, arguments in calls.items():
         torch.library.opcheck(getattr(torch.ops.sctd, name).default, tuple(arguments), test_utils=tests)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sctd_kernels.dispatch import backend
 from sctd_kernels.elementwise import reference
 
-__all__ = ["dropout", "dropout_add_norm", "linear_gelu"]
+__all__ = ["dropout", "dropout_add_norm", "geglu", "linear_gelu"]
 
 _LEVELS = 1 << 16
 
@@ -97,11 +97,25 @@ def dropout_add_norm(
     return _DropoutAddNorm.apply(x_BTD, residual_BTD, weight_D, bias_D, eps, row_seed_B, site, threshold)
 
 
-def linear_gelu(x: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
+def linear_gelu(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
     """GELU(x @ weight.T + bias), GELU exact (with erf): (..., D) -> (..., E)."""
-    if _ops(x.device.type) is reference:
+    if bias_E is None or _ops(x.device.type) is reference:
         return F.gelu(F.linear(x, weight_ED, bias_E))
     return _BiasGelu.apply(F.linear(x, weight_ED), bias_E)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """GELU of the first half times the second half, GELU exact (with erf): (..., 2E) -> (..., E).
+
+    Raises:
+        ValueError: x is not floating, or its width is odd.
+    """
+    if not x.dim() or not x.dtype.is_floating_point or x.shape[-1] % 2:
+        raise ValueError(f"geglu: x must be floating (..., 2E), got {x.dtype} {tuple(x.shape)}")
+    if _ops(x.device.type) is reference:
+        inner, gate = x.chunk(2, -1)
+        return F.gelu(inner) * gate
+    return _Geglu.apply(x)
 
 
 class _Dropout(torch.autograd.Function):
@@ -158,3 +172,15 @@ class _BiasGelu(torch.autograd.Function):
         x, bias_E = ctx.saved_tensors
         grad_x = _ops(grad.device.type).bias_gelu_backward(grad, x, bias_E)
         return grad_x, grad_x.flatten(0, -2).sum(0, dtype=torch.float32).to(bias_E.dtype)
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _ops(x.device.type).geglu(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _ops(grad.device.type).geglu_backward(grad, x)

@@ -156,6 +156,18 @@ def _add_norm_backward_kernel(
 
 
 @triton.jit
+def _below(x):
+    """The normal distribution up to x: GELU is x times this."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _slope(x, below):
+    """The derivative of GELU."""
+    return below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
 def _bias_gelu_kernel(x_ptr, bias_ptr, grad_ptr, out_ptr, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     """GELU of x + bias, or with `grad` its derivative times that."""
     row_R1 = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -165,13 +177,30 @@ def _bias_gelu_kernel(x_ptr, bias_ptr, grad_ptr, out_ptr, rows, width, ROWS: tl.
     at = row_R1 * width + column_1D
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(bias_ptr + column_1D, mask=in_column, other=0.0).to(tl.float32)
-    below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))  # the normal distribution up to x
+    below = _below(x)
     if grad_ptr is None:
         out = x * below
     else:
-        slope = below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        out = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * slope
+        out = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * _slope(x, below)
     tl.store(out_ptr + at, out, mask=inside)
+
+
+@triton.jit
+def _geglu_kernel(x_ptr, grad_ptr, out_ptr, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """GELU of the first `width` columns of x times the others, or with `grad` the gradients of both halves."""
+    row_R1 = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    column_1D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
+    inside = (row_R1 < rows) & (column_1D < width)
+    at = row_R1 * 2 * width + column_1D
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x_ptr + at + width, mask=inside, other=0.0).to(tl.float32)
+    below = _below(x)
+    if grad_ptr is None:
+        tl.store(out_ptr + row_R1 * width + column_1D, x * below * gate, mask=inside)
+    else:
+        grad = tl.load(grad_ptr + row_R1 * width + column_1D, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at, grad * gate * _slope(x, below), mask=inside)
+        tl.store(out_ptr + at + width, grad * x * below, mask=inside)
 
 
 def _site(site: int) -> int:
@@ -313,24 +342,23 @@ def add_norm_backward(
     return _add_norm_backward(grad_BTD, weight_D, row_seed_B, list(saved), site, threshold, x_dtype)
 
 
-def _launch_gelu(x: Tensor, bias_E: Tensor, grad: Tensor | None) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    width = x.shape[-1]
-    rows = x.numel() // max(1, width)
+def _launch_gelu(kernel: Any, out: Tensor, width: int, *tensors: Tensor | None) -> Tensor:
+    """Fill `out`, which has one or two times `width` columns."""
     if out.numel():
+        rows = out.numel() // out.shape[-1]
         block = min(1024, triton.next_power_of_2(width))
         tile = min(triton.next_power_of_2(rows), 512) if _INTERPRETED else max(1, 2048 // block)
+        inputs = [None if tensor is None else tensor.contiguous() for tensor in tensors]
         with torch.cuda.device_of(out):
-            _bias_gelu_kernel[(triton.cdiv(rows, tile), triton.cdiv(width, block))](
-                x.contiguous(), bias_E, None if grad is None else grad.contiguous(), out, rows, width,
-                ROWS=tile, BLOCK_D=block,
-            )  # fmt: skip
+            kernel[triton.cdiv(rows, tile), triton.cdiv(width, block)](
+                *inputs, out, rows, width, ROWS=tile, BLOCK_D=block
+            )
     return out
 
 
 @torch.library.custom_op("sctd::bias_gelu", mutates_args=())
 def bias_gelu(x: Tensor, bias_E: Tensor) -> Tensor:
-    return _launch_gelu(x, bias_E, None)
+    return _launch_gelu(_bias_gelu_kernel, x.new_empty(x.shape), x.shape[-1], x, bias_E, None)
 
 
 @bias_gelu.register_fake
@@ -340,11 +368,32 @@ def _(x: Tensor, bias_E: Tensor) -> Tensor:
 
 @torch.library.custom_op("sctd::bias_gelu_backward", mutates_args=())
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias_E: Tensor) -> Tensor:
-    return _launch_gelu(x, bias_E, grad)
+    return _launch_gelu(_bias_gelu_kernel, x.new_empty(x.shape), x.shape[-1], x, bias_E, grad)
 
 
 @bias_gelu_backward.register_fake
 def _(grad: Tensor, x: Tensor, bias_E: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("sctd::geglu", mutates_args=())
+def geglu(x: Tensor) -> Tensor:
+    width = x.shape[-1] // 2
+    return _launch_gelu(_geglu_kernel, x.new_empty(*x.shape[:-1], width), width, x, None)
+
+
+@geglu.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@torch.library.custom_op("sctd::geglu_backward", mutates_args=())
+def geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    return _launch_gelu(_geglu_kernel, x.new_empty(x.shape), x.shape[-1] // 2, x, grad)
+
+
+@geglu_backward.register_fake
+def _(grad: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -359,13 +408,14 @@ def _for_types(x: str, rest: str) -> _Listed:
     there = {"x_ptr": x, "residual_ptr": rest, "weight_ptr": rest, "bias_ptr": rest, "out_ptr": rest, "eps": "fp32"}
     back = {"grad_ptr": rest, "weight_ptr": rest, "grad_x_ptr": x, "grad_residual_ptr": rest, "tiles": "i32"}
     sums = {"grad_weight_ptr": "*fp32", "grad_bias_ptr": "*fp32"}
-    gelu = {"x_ptr": x, "bias_ptr": rest, "out_ptr": x, "rows": "i32", "width": "i32"}
+    geglu = {"x_ptr": x, "out_ptr": x, "rows": "i32", "width": "i32"}
     listed: _Listed = [(_dropout_kernel, {"x_ptr": x, "out_ptr": x, **seed}, _TILE)]
     for drops in (False, True):
         listed.append((_add_norm_kernel, {**there, **facts, **seed}, {"DROPS": drops, **_TILE}))
         listed.append((_add_norm_backward_kernel, {**back, **sums, **facts, **seed}, {"DROPS": drops, **_TILE}))
-    listed.append((_bias_gelu_kernel, gelu, {"ROWS": 2, "BLOCK_D": 1024}))
-    listed.append((_bias_gelu_kernel, {**gelu, "grad_ptr": x}, {"ROWS": 2, "BLOCK_D": 1024}))
+    for kernel, types in ((_bias_gelu_kernel, {**geglu, "bias_ptr": rest}), (_geglu_kernel, geglu)):
+        listed.append((kernel, types, {"ROWS": 2, "BLOCK_D": 1024}))
+        listed.append((kernel, {**types, "grad_ptr": x}, {"ROWS": 2, "BLOCK_D": 1024}))
     return listed
 
 
