@@ -26,13 +26,13 @@ SMALL = [
     "model.layers=4", "model.hidden_size=192", "model.heads=3", "model.intermediate_size=768", "model.dropout=0.1",
     "model.attention_dropout=0.1", "objective.interval=4", "train.steps=60", "schedule.warmup_steps=5",
     "train.batch_size=8", "train.log_every=1", "train.save_every=3", "train.valid_rows=16", "train.zero_stage=1",
-    "run.examples=[]",
+    "run.examples=[]", "schedule.full_start=0", "schedule.full_finish=0", "schedule.decay_steps=0",
 ]  # fmt: skip
 
 
 def begin(run_dir: Path, args: argparse.Namespace) -> "subprocess.Popen[bytes]":
     resume = ["--resume"] if run_dir.exists() else []
-    words = ["demo", *SMALL, f"data.corpus={args.corpus}", f"run.dir={run_dir}", *resume]
+    words = ["demo-bert", *SMALL, f"data.corpus={args.corpus}", f"run.dir={run_dir}", *resume]
     return start(words, args.ranks, log_of(args))
 
 

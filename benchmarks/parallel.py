@@ -25,7 +25,8 @@ SMALL = [
     "model.layers=4", "model.hidden_size=64", "model.heads=2", "model.intermediate_size=128", "model.dropout=0",
     "model.attention_dropout=0", "objective.interval=4", f"train.steps={STEPS}", "schedule.warmup_steps=5",
     "train.batch_size=12", "train.micro_batch_size=2", "train.log_every=1", "train.valid_rows=12",
-    "run.examples=[]",
+    "run.examples=[]", "optimizer.name=adamw", "schedule.full_start=0", "schedule.full_finish=0",
+    "schedule.decay_steps=0",
 ]  # fmt: skip
 STAGES = {
     **{f"ZeRO-{stage}": {"stage": stage} for stage in (0, 1, 2, 3)},
@@ -39,7 +40,13 @@ def run(arm: str, stage: str, ranks: int, precision: str, args: argparse.Namespa
     name = f"{arm}-{stage}-{ranks}-{precision}".replace(", ", "-")
     run_dir, config = args.work / name, args.work / f"{name}.json"
     config.write_text(json.dumps({"zero_optimization": STAGES[stage]}), encoding="utf-8")
-    words = ["demo", f"arm={arm}", f"data.corpus={args.corpus}", f"run.dir={run_dir}", f"train.precision={precision}"]
+    words = [
+        "demo-bert",
+        f"arm={arm}",
+        f"data.corpus={args.corpus}",
+        f"run.dir={run_dir}",
+        f"train.precision={precision}",
+    ]
     log = args.work / f"{name}.log"
     code = start([*words, *SMALL, "--deepspeed_config", config], ranks, log).wait()
     if code != 0:

@@ -125,7 +125,7 @@ def saves(world: World, work: Path, rounds: int) -> dict[str, Any]:
         "read": seconds(lambda: [file.read_bytes() for file in path.iterdir()], rounds),
     }
     guard, pace, skips = Requests(Mailbox(), work, world, 600.0), Pace(world.device), Skips(5, "fp32")
-    curve, record = Curve(7.0, 10, 0), {"step": 1, "samples": 0, "mlm_drop": 5.0, "mlm_full": None}
+    curve, record = Curve(0), {"step": 1, "samples": 0, "mlm_drop": 5.0, "mlm_full": None}
 
     def guards() -> None:
         with pace.forward():
@@ -149,6 +149,7 @@ def scaling(work: Path, corpus: Path, rounds: int) -> dict[str, Any]:
         "model.layers=6", "model.hidden_size=256", "model.heads=4", "model.intermediate_size=1024", "train.steps=25",
         "train.log_every=5", "train.zero_stage=1", "train.precision=fp32", "train.valid_rows=2",
         "train.micro_batch_size=16", "run.examples=[]", "schedule.warmup_steps=2", f"data.corpus={corpus}",
+        "optimizer.name=adamw", "schedule.full_start=0", "schedule.full_finish=0", "schedule.decay_steps=0",
     ]  # fmt: skip
     found: dict[str, Any] = {"alone": [], "together": [], "apart": []}
     for number in range(rounds):
@@ -156,7 +157,7 @@ def scaling(work: Path, corpus: Path, rounds: int) -> dict[str, Any]:
             folders = [work / f"scaling-{number}-{name}-{run}" for run in range(runs)]
             log = work / "scaling.log"
             started = [
-                start(["demo", *words, f"train.batch_size={16 * ranks}", f"run.dir={folder}"], ranks, log)
+                start(["demo-bert", *words, f"train.batch_size={16 * ranks}", f"run.dir={folder}"], ranks, log)
                 for folder in folders
             ]
             if any(run.wait() != 0 for run in started):

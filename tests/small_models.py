@@ -8,29 +8,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sctd.config import config_from_dict
 from sctd.corpus.tokenizer import SpecialIds
-from sctd.model.bert import BertShape
 from sctd.objective.build import build_model
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.train.accounting import StepFlops, step_flops
+from sctd.train.export import shape_of
 
 VOCABULARY = 500
 
 
 def small(
-    arm: str, length: int, where: str = "cls", recompute: bool = False, dropout: float = 0.0, **objective: Any
+    arm: str,
+    length: int,
+    where: str = "cls",
+    recompute: bool = False,
+    dropout: float = 0.0,
+    family: str = "bert",
+    **objective: Any,
 ) -> tuple[PretrainingModel, StepFlops]:
     """Six layers of 64 columns, and the count of a row of `length` tokens; `where`: semantic_positions."""
     sizes = {"layers": 6, "hidden_size": 64, "heads": 4, "intermediate_size": 256, "max_positions": length}
     config = config_from_dict(
         {
             "arm": arm,
-            "model": sizes | {"dropout": dropout, "attention_dropout": 0.0},
+            "model": sizes | {"family": family, "dropout": dropout, "attention_dropout": 0.0},
             "objective": {"semantic_positions": where} | objective,
             "train": {"checkpoint_activations": recompute},
         }
     )
-    shape = BertShape(VOCABULARY, 6, 64, 4, 256, length, dropout=dropout, attention_dropout=0.0)
+    shape = shape_of(config, VOCABULARY)
     return build_model(config, shape, SpecialIds(0, 1, 2, 3, 4)), step_flops(config, shape, length)
 
 
@@ -45,8 +51,8 @@ def small_batch(rows: int, length: int, targets: int) -> dict[str, Tensor]:
 
 def phases(arm: str, keep: int = 32) -> list[tuple[Phase, int]]:
     """The phases that occur in a run of this arm, with K."""
-    found = {"baseline": [Phase.FULL], "sctd": [Phase.DROP, Phase.ALIGN]}.get(arm, [Phase.DROP])
-    return [(phase, keep) for phase in found]
+    dropping = {"baseline": [], "sctd": [Phase.DROP, Phase.ALIGN]}.get(arm, [Phase.DROP])
+    return [(phase, keep) for phase in (Phase.FULL, *dropping)]
 
 
 def counted(model: PretrainingModel, batch: dict[str, Tensor], phase: Phase, keep: int) -> int:

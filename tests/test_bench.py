@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 from pathlib import Path as File
 
 import pytest
 import torch
 from torch import Tensor
 
+from sctd.bench.elementwise import elementwise
 from sctd.bench.moves import moves
 from sctd.bench.paths import LTD, Path
 from sctd.bench.profile import summary
@@ -16,6 +18,11 @@ from sctd.config import load_config
 from support import sctd
 
 TINY = ["bert-mini-sctd", "model.layers=4", "model.vocab_size=600", "model.hidden_size=64", "train.precision=fp32"]
+MODERN = ["modernbert-mini-sctd", *TINY[1:]]
+BETWEEN = {
+    "bert": ("dropout + residual + LayerNorm", "linear + GELU", "cross-entropy + accumulators"),
+    "modernbert": ("rotary positions of queries and keys", "GeGLU", "cross-entropy + accumulators"),
+}
 SIZE = ["--sizes", "2x64", "--rounds", "1"]
 
 
@@ -32,10 +39,20 @@ def test_the_table_of_steps(tmp_path: File) -> None:
     mean = (9 * found["drop"]["step"] + found["align"]["step"]) / 10
     assert found["sctd"]["step"] == pytest.approx(mean)
     assert found["drop"]["flops"] < found["full"]["flops"] < found["align"]["flops"]
-    assert done.stdout.startswith("bert-mini-sctd: 4 layers of 64, fp32, nothing compiled; ")
+    assert done.stdout.startswith("bert-mini-sctd: bert, 4 layers of 64, fp32, nothing compiled; ")
     assert "| 2x64 | SCTD, mean step |" in done.stdout and path.name in done.stdout
     for why in result["missing"].values():
         assert f"| 2x64 | random-LTD, DeepSpeed's ops | {why} |" in done.stdout
+
+
+def test_the_table_of_a_modernbert(tmp_path: File) -> None:
+    done = sctd("bench", *MODERN, *SIZE, "--arms", LTD, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("bench-4x64-fp32-*.json")
+    result = json.loads(path.read_text())
+    assert result["sizes"]["2x64"].keys() == {"transformers", "full"}
+    assert done.stdout.startswith("modernbert-mini-sctd: modernbert, 4 layers of 64, fp32, nothing compiled; ")
+    assert "places of its tokens" in result["missing"][LTD] and result["missing"][LTD] in done.stdout
 
 
 def test_the_table_of_kernels(tmp_path: File) -> None:
@@ -48,19 +65,21 @@ def test_the_table_of_kernels(tmp_path: File) -> None:
     assert {"sctd, torch", "topk + gather + scatter", "the same, compiled", "copy of the same bytes"} <= moves.keys()
     assert all(seconds > 0 for group in groups.values() for seconds in group.values())
     assert {"select", "split", "merge", "split, with backward", "merge, with backward"} <= {*groups}
-    assert {"dropout + residual + LayerNorm, with backward", "cross-entropy + accumulators, with backward"} <= {*groups}
+    for title in BETWEEN["bert"]:
+        assert groups[f"{title}, with backward"].keys() == {"sctd, torch", "torch", "torch, compiled"}
     # 2 rows of 64 positions, 32 of them kept, 64 numbers of 4 bytes a state; each state is read and written.
     assert (moved["split"], moved["merge"]) == (2 * 2 * 32 * 64 * 4, 2 * 2 * 64 * 64 * 4)
     assert "2x64: select + split + merge takes " in done.stdout
 
 
 def test_a_profile(tmp_path: File) -> None:
-    done = sctd("bench", *TINY, *SIZE, "--profile", "--out", tmp_path)
+    done = sctd("bench", *MODERN[:-1], *SIZE, "--profile", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert re.match(r"precision (bf16|fp32): .* on this CPU\nDROP step", done.stdout) or torch.cuda.is_available()
     for phase in ("drop", "align"):
         with gzip.open(tmp_path / f"trace-{phase}.json.gz", "rt") as file:
             assert json.load(file)["traceEvents"]
-    (path,) = tmp_path.glob("profile-fp32-*.json")
+    (path,) = tmp_path.glob("profile-*.json")
     steps = json.loads(path.read_text())["steps"]
     for step in steps.values():
         assert step["ms"] > 0 and sum(" ms " in line for line in step["summary"]) == 10
@@ -130,6 +149,17 @@ def test_the_model_behind_deepspeeds_random_ltd(precision: str) -> None:
     assert path.flops == ours.flops
 
 
+@pytest.mark.parametrize("words", [TINY, MODERN], ids=[*BETWEEN])
+def test_what_lies_between_products_is_the_same_in_torch(words: list[str]) -> None:
+    config = load_config(words[0], words[1:])
+    groups = elementwise(config, 2, 64, ["torch"])
+    assert [*groups] == [f"{title}, with backward" for title in BETWEEN[config.model.family]]
+    for title, group in groups.items():
+        found = [group.candidates[name]() for name in ("sctd, torch", "torch")]
+        if "dropout" not in title:
+            torch.testing.assert_close(*found)
+
+
 @pytest.mark.usefixtures("torch_random_ltd")
 def test_all_who_move_tokens_move_the_same() -> None:
     for title, group in moves(load_config(TINY[0], TINY[1:]), 2, 64, ["torch"], has_ltd=True).items():
@@ -144,5 +174,7 @@ def test_what_is_dear_in_a_profile() -> None:
     times = [("aten::mm", 300.0, 3), ("void at::native::vectorized_layer_norm_kernel<float>(int)", 600.0, 2)]
     shares, first, second = summary([*times, ("aten::view", 100.0, 9)])[:3]
     assert shares == "dropout, norm, GELU 60.0%, matrix products 30.0%, the rest 10.0%"
+    (shares, *_) = summary([("_rotate_kernel", 300.0, 4), ("_geglu_kernel", 100.0, 2)])
+    assert shares == "rotary positions 75.0%, dropout, norm, GELU 25.0%"
     assert first.split() == ["60.0%", "0.60", "ms", "2", "x", "vectorized_layer_norm_kernel<float>(int)"]
     assert second.endswith("aten::mm")

@@ -1,27 +1,32 @@
 """`sctd plan`: its counts against the real model, and the prediction's behaviour where sizes change."""
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from sctd.cli import main
-from sctd.config import load_config
+from sctd.config import ARMS, FAMILIES, load_config
 from sctd.model.bert import Bert, BertShape
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
-from sctd.plan.memory import STAGES, largest_micro_batch, memory, parameter_count, saved, storage_of
+from sctd.plan.memory import STAGES, Memory, largest_micro_batch, memory, parameter_count, saved, storage_of
 from sctd.plan.report import Forecast, forecast, limit, make_job, parse_gpus, plan
-from sctd.train.accounting import GPUS, StepFlops
+from sctd.plan.steps import Step
+from sctd.train.accounting import GPUS
+from sctd.train.flops import Work
 from small_models import VOCABULARY, phases, small, small_batch
 from support import sctd
 
 BASE, LARGE = BertShape(30522, 12, 768, 12, 3072, 512), BertShape(30522, 24, 1024, 16, 4096, 512)
+SLIM = BertShape(501, 4, 48, 3, 100, 70)
 
 
-@pytest.mark.parametrize("shape", [BASE, LARGE, BertShape(501, 4, 48, 3, 100, 70)])
-def test_parameters_are_counted_exactly(shape: BertShape) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [BASE, LARGE, SLIM])
+def test_parameters_are_counted_exactly(shape: BertShape, family: str) -> None:
+    shape = replace(shape, family=family)
     with torch.device("meta"):
         model = Bert(shape)
     assert parameter_count(shape) == sum(parameter.numel() for parameter in model.parameters())
@@ -44,15 +49,16 @@ def stored(model: PretrainingModel, batch: dict[str, Tensor], phase: Phase, keep
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("arm", ["baseline", "token_drop", "sctd", "random_ltd"])
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 1), ("bf16", 1), ("bf16", 0)])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("where", "dropout"), [("cls", 0.1), ("all", 0.0)])
 def test_activations_are_those_that_autograd_keeps(
-    arm: str, precision: str, stage: int, recompute: bool, where: str, dropout: float
+    family: str, arm: str, precision: str, stage: int, recompute: bool, where: str, dropout: float
 ) -> None:
     """By the growth from 4 rows to 8: what does not grow (autocast's copies of the weights) is no activation."""
-    model, work = small(arm, 64, where, recompute, dropout)
+    model, work = small(arm, 64, where, recompute, dropout, family)
     store = storage_of(precision, stage)
     model.to(torch.bfloat16 if store.hidden == 2 else torch.float32)
     for phase, keep in phases(arm):
@@ -60,46 +66,55 @@ def test_activations_are_those_that_autograd_keeps(
             stored(model, small_batch(rows, 64, work.targets), phase, keep, autocast=store.casts) for rows in (4, 8)
         )
         logits = work.heads(phase) * work.targets * VOCABULARY * store.product
-        expected = saved(work, phase, keep, store, masks=dropout > 0) + logits
+        expected = saved(work, phase, keep, store, plain=True) + logits
         assert (many - few) / 4 == pytest.approx(expected, rel=0.06), phase
 
 
-def work_of(arm: str, **options: Any) -> tuple[StepFlops, list[tuple[Phase, int]]]:
-    config = load_config("bert-base-baseline", [f"arm={arm}", *(f"{key}={value}" for key, value in options.items())])
-    job = make_job(config, 512)
-    return job.work, list(job.steps)
+def steps_of(arm: str, *overrides: str) -> dict[Step, float]:
+    return make_job(load_config("bert-base-baseline", [f"arm={arm}", *overrides]), 512).steps
 
 
 def test_memory_falls_with_the_stage_and_the_gpus() -> None:
-    work, steps = work_of("sctd")
+    steps = steps_of("sctd")
     for gpus in (1, 2, 8, 64):
-        taken = [memory(work, steps, gpus, stage, "bf16", 32) for stage in STAGES]
+        taken = [memory(steps, gpus, stage, "bf16", 32) for stage in STAGES]
         states = [item.parameters + item.masters + item.gradients + item.optimizer for item in taken]
         assert gpus == 1 or states[1] > states[2] > states[3]
-        assert taken[0].parameters == 2 * taken[1].parameters == 4 * parameter_count(work.shape)
+        assert taken[0].parameters == 2 * taken[1].parameters == 4 * parameter_count(BASE)
     for stage in (1, 2, 3):
-        totals = [memory(work, steps, gpus, stage, "bf16", 32).total for gpus in (1, 2, 4, 8)]
+        totals = [memory(steps, gpus, stage, "bf16", 32).total for gpus in (1, 2, 4, 8)]
         assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
 
 
 def test_memory_grows_with_the_micro_batch_and_recomputation_shrinks_it() -> None:
-    (work, steps), (again, _) = work_of("sctd"), work_of("sctd", **{"train.checkpoint_activations": "true"})
-    totals = [memory(work, steps, 8, 1, "bf16", rows).total for rows in (1, 2, 4, 8, 32)]
+    steps, again = steps_of("sctd"), steps_of("sctd", "train.checkpoint_activations=true")
+    totals = [memory(steps, 8, 1, "bf16", rows).total for rows in (1, 2, 4, 8, 32)]
     assert totals == sorted(totals) and len(set(totals)) == len(totals)
-    less, more = (memory(item, steps, 8, 1, "bf16", 32) for item in (again, work))
+    less, more = (memory(item, 8, 1, "bf16", 32) for item in (again, steps))
     assert less.activations < 0.2 * more.activations and less.total < more.total
-    drop, full = (memory(*work_of(arm), 8, 1, "bf16", 32).activations for arm in ("token_drop", "baseline"))
+    drop, full = (memory(steps_of(arm), 8, 1, "bf16", 32).activations for arm in ("token_drop", "baseline"))
     assert drop < full < more.activations  # an ALIGN step keeps both paths
+
+
+def test_memory_is_that_of_the_dearest_steps() -> None:
+    def taken(arm: str, *overrides: str) -> Memory:
+        return memory(steps_of(arm, *overrides), 8, 1, "bf16", 32)
+
+    drop, full = taken("token_drop"), taken("baseline")
+    assert taken("token_drop", "schedule.full_start=1") == taken("token_drop", "schedule.full_finish=1") == full
+    assert taken("token_drop", "data.mask_stages=[[9,0.1]]") == drop
+    more = taken("token_drop", "data.mask_stages=[[9,0.3],[99,0.1]]")
+    assert more == taken("token_drop", "data.mask_probability=0.3") and more.logits > 1.9 * drop.logits
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_largest_micro_batch_fits_and_one_more_does_not(stage: int) -> None:
-    work, steps = work_of("sctd")
-    rows = largest_micro_batch(work, steps, 8, stage, "bf16", 30e9)
+    steps = steps_of("sctd")
+    rows = largest_micro_batch(steps, 8, stage, "bf16", 30e9)
     assert rows > 1
-    assert memory(work, steps, 8, stage, "bf16", rows).total <= 30e9
-    assert memory(work, steps, 8, stage, "bf16", rows + 1).total > 30e9
-    assert largest_micro_batch(work, steps, 8, stage, "bf16", 1e6) == 0
+    assert memory(steps, 8, stage, "bf16", rows).total <= 30e9
+    assert memory(steps, 8, stage, "bf16", rows + 1).total > 30e9
+    assert largest_micro_batch(steps, 8, stage, "bf16", 1e6) == 0
 
 
 def predicted(recipe: str, gpus: str, *overrides: str, stage: int = 1, length: int = 512) -> Forecast:
@@ -127,10 +142,17 @@ def test_the_prediction_is_near_the_designs_anchors(recipe: str, gpus: str, low:
     assert low < job.mean() * job.config.train.batch_size / time.total / machine.gpu.half < high
 
 
-def test_token_dropping_is_predicted_as_the_design_targets() -> None:
-    full, drop, align = (seconds(f"bert-base-{arm}", "H200-141GB") for arm in ("baseline", "token-drop", "sctd"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_dropping_is_predicted_as_the_design_targets(family: str) -> None:
+    def of(arm: str, *overrides: str) -> float:
+        return seconds(f"{family}-base-{arm}", "H200-141GB", *overrides)
+
+    always = ("schedule.full_start=0", "schedule.full_finish=0")
+    full, drop, sctd = of("baseline"), of("token-drop", *always), of("sctd", *always)
     assert 0.70 < drop / full < 0.78
-    assert drop < align < full and align / full < 0.83
+    assert drop < sctd < full and sctd / full < 0.83
+    fourth = of("sctd", "schedule.full_start=50000", "schedule.full_finish=12500")  # of 250,000
+    assert fourth == pytest.approx(0.75 * sctd + 0.25 * full, rel=1e-3)
 
 
 def test_time_falls_with_faster_and_more_gpus_and_rises_with_recomputation() -> None:
@@ -155,23 +177,50 @@ def test_the_limit_is_named() -> None:
 
 def test_random_ltd_plans_for_its_growing_subset() -> None:
     job = make_job(load_config("bert-base-baseline", ["arm=random_ltd"]), 512)
-    keeps = {keep for _, keep in job.steps}
+    keeps = {step.keep for step in job.steps}
     assert sum(job.steps.values()) == pytest.approx(1) and min(keeps) < 272 and max(keeps) == 512
     fixed = make_job(load_config("bert-base-baseline", ["arm=random_drop"]), 512)
     assert fixed.mean() < job.mean() < make_job(load_config("bert-base-baseline"), 512).mean()
 
 
-def test_shares_of_the_steps_follow_the_interval() -> None:
-    job = make_job(
-        load_config("bert-base-sctd", ["objective.interval=4", "train.steps=10", "schedule.warmup_steps=0"]), 512
-    )
-    assert job.steps == {(Phase.DROP, 256): pytest.approx(0.8), (Phase.ALIGN, 256): pytest.approx(0.2)}
+def test_shares_of_the_steps_follow_the_interval_and_the_stages() -> None:
+    def kinds(*overrides: str) -> dict[tuple[Phase, int, int], float]:
+        words = ["objective.interval=4", "train.steps=20", "schedule.warmup_steps=0", *overrides]
+        job = make_job(load_config("bert-base-sctd", words), 512)
+        return {(phase, keep, work.targets): round(20 * share, 9) for (work, phase, keep), share in job.steps.items()}
+
+    assert kinds() == {(Phase.DROP, 256, 77): 15, (Phase.ALIGN, 256, 77): 5}
+    whole = ("schedule.full_start=5", "schedule.full_finish=3")  # 6 to 17 between them, of which 8, 12 and 16 align
+    assert kinds(*whole) == {(Phase.FULL, 512, 77): 8, (Phase.DROP, 256, 77): 9, (Phase.ALIGN, 256, 77): 3}
+    assert kinds(*whole, "data.mask_stages=[[4,0.3],[12,0.2]]") == {
+        (Phase.FULL, 512, 77): 3, (Phase.FULL, 512, 154): 2, (Phase.DROP, 256, 154): 5, (Phase.ALIGN, 256, 154): 1,
+        (Phase.DROP, 256, 102): 4, (Phase.ALIGN, 256, 102): 2, (Phase.FULL, 512, 102): 3,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", ["bert-mini-token-drop", "bert-base-baseline", "bert-large-sctd"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_mean_is_that_of_all_steps(arm: str, family: str) -> None:
+    words = [
+        f"arm={arm}", "train.steps=5000", "schedule.warmup_steps=0", "schedule.decay_steps=0",
+        "schedule.full_start=1300", "schedule.full_finish=600", "data.mask_stages=[[400,0.3],[2000,0.25],[4800,0.1]]",
+    ]  # fmt: skip
+    job = make_job(load_config(f"{family}-base-baseline", words), 512)
+    total = Work(job.config, job.work.shape, (512,)).until(5000)
+    assert job.mean() * 5000 * job.config.train.batch_size == pytest.approx(total, rel=1e-3 if "ltd" in arm else 1e-12)
+
+
+def test_auto_is_the_precision_of_the_gpu() -> None:
+    recipe = "modernbert-base-sctd"
+    for name, precision in (("A100-40GB", "bf16"), ("V100-32GB", "fp16")):
+        assert predicted(recipe, name) == predicted(recipe, name, f"train.precision={precision}")
+        assert f"arm sctd, {precision}: a" in plan(recipe, load_config(recipe), name)
+
+
+@pytest.mark.parametrize("recipe", ["bert-mini-token-drop", "modernbert-base-baseline", "bert-large-sctd"])
 @pytest.mark.parametrize("name", GPUS)
 def test_every_gpu_gets_a_plan(recipe: str, name: str) -> None:
-    text = plan(recipe, load_config(recipe, ["train.precision=fp16"]), f"8x{name}")
+    text = plan(recipe, load_config(recipe), f"8x{name}")
     assert "bound by" in text and all(f"ZeRO-{stage}" in text for stage in STAGES)
     assert max(map(len, text.splitlines())) < 200 and "nan" not in text and "inf" not in text
 
@@ -199,7 +248,7 @@ def test_the_verb_prints_its_assumptions_and_the_saving() -> None:
         (["--gpus", "0xA10"], ["0xA10", "NxMODEL"]),
         (["--gpus", "x"], ["NxMODEL"]),
         (["--gpus", "8xA100"], ["8xA100", "A100-40GB"]),
-        (["--gpus", "V100-32GB"], ["bf16", "train.precision=fp16"]),
+        (["--gpus", "V100-32GB", "train.precision=bf16"], ["bf16", "train.precision=fp16"]),
         (["--gpus", "7xA10"], ["train.batch_size", "7 GPUs"]),
         (["--gpus", "2048xA10"], ["train.batch_size"]),
         (["--gpus", "A10", "--seq-len", "1024"], ["--seq-len", "512"]),

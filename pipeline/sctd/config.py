@@ -17,6 +17,7 @@ import yaml
 
 from sctd.errors import UserError
 
+FAMILIES = ("bert", "modernbert")
 ARMS = ("baseline", "token_drop", "sctd", "random_drop", "random_ltd")
 _RECIPES = Path(__file__).parent / "recipes"
 _NOT_NEGATIVE = (
@@ -41,19 +42,23 @@ class DataConfig:
     seq_len: int = 0  # tokens a row; 0: the longest that the corpus was packed to
     warmup_seq_len: int = 0  # of the first steps, where the corpus has rows of two lengths; 0: all have seq_len
     warmup_steps: int = 0  # optimizer steps on rows of warmup_seq_len
-    mask_probability: float = 0.15
+    mask_probability: float = 0.15  # share of a row's tokens that are predicted, an exact number in each row
+    # [first optimizer step, share], ...: what the share becomes from these steps on; the last one validates
+    mask_stages: tuple[tuple[int, float], ...] = ()
     whole_word: bool = False
     skip_samples: tuple[tuple[int, int], ...] = ()  # half-open spans of sample indices that are never trained on
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    family: str = "bert"  # bert | modernbert (pre-norm, rotary positions, GeGLU, no biases)
     vocab_size: int = 0  # 0: as many as the corpus' tokenizer has
     layers: int = 12
     hidden_size: int = 768
     heads: int = 12
     intermediate_size: int = 3072
     max_positions: int = 512
+    positions: str = "learned"  # learned | sinusoidal: how a bert's table of positions begins; both are trained
     dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
@@ -85,8 +90,9 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "adamw"  # adamw | deepspeed_adamw | apex_adam | apex_lamb
+    name: str = "adamw"  # adamw | muon | deepspeed_adamw | apex_adam | apex_lamb
     lr: float = 2e-4
+    muon_lr: float = 0.02  # of the matrices inside the layers, which Muon moves; AdamW at `lr` moves all else
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -100,6 +106,9 @@ class ScheduleConfig:
     power: float = 1.0  # of polynomial
     decay_steps: int = 0  # of wsd: length of its last phase
     final_lr: float = 0.0
+    # Optimizer steps on the full path before the first dropping one, and after the last one, of arms that drop.
+    full_start: int = 0
+    full_finish: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class TrainConfig:
     stop_at: int | None = None  # end earlier, saved, without changing the schedules
     batch_size: int = 256  # rows an optimizer step, over all ranks
     micro_batch_size: int | None = None  # rows a rank runs at once; null: its whole share
-    precision: str = "bf16"  # bf16 | fp16 | fp32
+    precision: str = "auto"  # auto (bf16 on GPUs, the faster of bf16 and fp32 on CPUs) | bf16 | fp16 | fp32
     zero_stage: int = 1
     compile: bool = False  # the whole model through torch.compile
     cuda_graphs: bool = False  # replay the compiled micro-step as CUDA graphs
@@ -272,7 +281,8 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise UserError(f"config key '{path}' must be a list of {len(args)}, found {value!r}")
-        return tuple(_cast(args[0], item, path) for item in value)
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_cast(kind, item, path) for kind, item in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -300,18 +310,25 @@ def validate(config: Config) -> None:
     """
     model, objective, train = config.model, config.objective, config.train
     _one_of("arm", config.arm, ARMS)
+    _one_of("model.family", model.family, FAMILIES)
+    _one_of("model.positions", model.positions, ("learned", "sinusoidal"))
     _one_of("objective.semantic_positions", objective.semantic_positions, ("cls", "all"))
     _one_of("attention.scope", config.attention.scope, ("row", "document"))
     _one_of("model.layer_norm", model.layer_norm, ("native", "apex"))
-    _one_of("optimizer.name", config.optimizer.name, ("adamw", "deepspeed_adamw", "apex_adam", "apex_lamb"))
+    _one_of("optimizer.name", config.optimizer.name, ("adamw", "muon", "deepspeed_adamw", "apex_adam", "apex_lamb"))
     _one_of("schedule.name", config.schedule.name, ("linear", "polynomial", "cosine", "wsd"))
-    _one_of("train.precision", train.precision, ("bf16", "fp16", "fp32"))
+    _one_of("train.precision", train.precision, ("auto", "bf16", "fp16", "fp32"))
     _require(0 < model.keep_ratio <= 1, "model.keep_ratio", model.keep_ratio, "above 0 and at most 1")
+    shares = [("data.mask_probability", config.data.mask_probability)]
+    shares += [("data.mask_stages", share) for _, share in config.data.mask_stages]
+    for key, share in shares:
+        _require(0 < share <= 0.5, key, share, "above 0 and at most 0.5")
+    starts = [start for start, _ in config.data.mask_stages]
     _require(
-        0 < config.data.mask_probability <= 0.5,
-        "data.mask_probability",
-        config.data.mask_probability,
-        "above 0 and at most 0.5",
+        all(a < b for a, b in zip([1, *starts], starts, strict=False)) and max(starts, default=0) <= train.steps,
+        "data.mask_stages",
+        [list(stage) for stage in config.data.mask_stages],
+        f"[step, share] pairs with rising steps from 2 to train.steps={train.steps}",
     )
     _require(model.layers >= 2 and model.layers % 2 == 0, "model.layers", model.layers, "even and at least 2")
     for key in ("hidden_size", "heads", "intermediate_size", "max_positions"):
@@ -322,6 +339,14 @@ def validate(config: Config) -> None:
         model.heads,
         f"a divisor of model.hidden_size={model.hidden_size}",
     )
+    if model.family == "modernbert":
+        width = model.hidden_size // model.heads
+        _require(width % 2 == 0, "model.heads", model.heads, f"a divisor of half of {model.hidden_size}: rotary "
+                 f"positions turn pairs of columns, and a head has {width} columns")  # fmt: skip
+        _require(model.positions == "learned", "model.positions", model.positions,
+                 "left out where model.family is modernbert, whose positions are rotations")  # fmt: skip
+        _require(model.layer_norm == "native", "model.layer_norm", model.layer_norm,
+                 "native where model.family is modernbert")  # fmt: skip
     for key in ("dropout", "attention_dropout"):
         _require(0 <= getattr(model, key) < 1, f"model.{key}", getattr(model, key), "at least 0 and below 1")
     _require(1 <= model.full_tail < model.layers, "model.full_tail", model.full_tail, f"in 1..{model.layers - 1}")
@@ -373,7 +398,8 @@ def validate(config: Config) -> None:
             numbers = value if isinstance(value, tuple) else (value,)
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
             _require(finite, f"{section}.{name}", value, "finite")
-    _require(config.optimizer.lr > 0, "optimizer.lr", config.optimizer.lr, "above 0")
+    for key in ("lr", "muon_lr"):
+        _require(getattr(config.optimizer, key) > 0, f"optimizer.{key}", getattr(config.optimizer, key), "above 0")
     betas = config.optimizer.betas
     _require(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "two numbers from 0 to below 1")
     for key in _NOT_NEGATIVE:
@@ -392,6 +418,14 @@ def validate(config: Config) -> None:
         "schedule.decay_steps",
         schedule.decay_steps,
         "at least 0 and no longer than what follows the warm-up",
+    )
+    for key in ("full_start", "full_finish"):
+        _require(getattr(schedule, key) >= 0, f"schedule.{key}", getattr(schedule, key), "at least 0")
+    _require(
+        schedule.full_start + schedule.full_finish <= train.steps,
+        "schedule.full_finish",
+        schedule.full_finish,
+        f"at most train.steps - schedule.full_start = {train.steps - schedule.full_start}: the two may not overlap",
     )
     evaluation = config.evaluation
     _require(evaluation.every >= 0, "evaluation.every", evaluation.every, "at least 0")

@@ -1,21 +1,23 @@
 """FLOPs of a step: against the figures of the design and against products counted by torch."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from sctd.config import load_config
+from sctd.config import FAMILIES
 from sctd.model.bert import BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS
 from sctd.objective.schedule import Phase
-from sctd.train.accounting import GPUS, StepFlops, device_peak, gpu_named, seconds_left
+from sctd.train.accounting import GPUS, StepFlops, device_peak, gpu_named
 from small_models import counted, phases, small, small_batch
 
 BASE = BertShape(30522, 12, 768, 12, 3072, 512)
 LARGE = BertShape(30522, 24, 1024, 16, 4096, 512)
+MODERN = BertShape(30522, 22, 768, 12, 1152, 512, family="modernbert")
+MODERN_LARGE = BertShape(30522, 28, 1024, 16, 2624, 512, family="modernbert")
 
 
 def make(shape: BertShape, length: int, targets: int | None = None, **options: Any) -> StepFlops:
@@ -50,6 +52,24 @@ def test_cost_of_sctd(shape: BertShape) -> None:
     assert align / full == pytest.approx(1.26, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("shape", "length", "drop", "sctd"),
+    [(MODERN, 512, 0.739, 0.791), (MODERN, 128, 0.752, 0.803), (MODERN_LARGE, 512, 0.740, 0.791)],
+)
+def test_cost_of_both_in_a_modernbert(shape: BertShape, length: int, drop: float, sctd: float) -> None:
+    """With the head, and a last layer at the masked positions and [CLS] alone."""
+    targets = round(0.15 * length)
+    flops = make(shape, length, targets, outputs=1 + targets)
+    costs = {phase: flops.row(phase, length // 2) / flops.row(Phase.FULL, 0) for phase in Phase}
+    assert costs[Phase.DROP] == pytest.approx(drop, abs=0.001)
+    assert (9 * costs[Phase.DROP] + costs[Phase.ALIGN]) / 10 == pytest.approx(sctd, abs=0.001)
+
+
+def test_a_gate_has_a_product_of_its_own() -> None:
+    bert, modern = (make(replace(BASE, family=family), 128).row(Phase.FULL, 0) for family in FAMILIES)
+    assert modern - bert == 3 * 12 * 128 * 2 * 768 * 3072
+
+
 def test_a_short_last_layer_saves_3_to_6_percent() -> None:
     for shape, length in ((BASE, 128), (BASE, 512), (LARGE, 512)):
         targets = round(0.15 * length)
@@ -70,21 +90,23 @@ def test_corners() -> None:
     assert make(BASE, 128, per_layer=True).row(Phase.DROP, 64) < flops.row(Phase.DROP, 64)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("arm", sorted(ARMS))
 @pytest.mark.parametrize("where", ["cls", "all"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_flops_are_those_that_torch_counts(arm: str, where: str, recompute: bool) -> None:
+def test_flops_are_those_that_torch_counts(family: str, arm: str, where: str, recompute: bool) -> None:
     """Forward and backward of the model at work, counted by torch's own counter, within 0.1 %."""
     length, rows = 64, 2
-    model, work = small(arm, length, where, recompute)
+    model, work = small(arm, length, where, recompute, family=family)
     for phase, keep in phases(arm):
         batch = small_batch(rows, length, work.targets)
         assert counted(model, batch, phase, keep) == pytest.approx(work.hardware_row(phase, keep) * rows, rel=1e-3)
     assert recompute or work.hardware_row(phase, keep) == work.row(phase, keep)
 
 
-def test_flops_of_an_align_step_without_its_full_path_are_those_that_torch_counts() -> None:
-    model, work = small("sctd", 64, "cls", False, mlm_full=False, kl_global=False, kl_local=False)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_of_an_align_step_without_its_full_path_are_those_that_torch_counts(family: str) -> None:
+    model, work = small("sctd", 64, family=family, mlm_full=False, kl_global=False, kl_local=False)
     found = counted(model, small_batch(2, 64, work.targets), Phase.ALIGN, 32)
     assert found == pytest.approx(work.row(Phase.ALIGN, 32) * 2, rel=1e-3)
 
@@ -125,12 +147,3 @@ def test_a_gpu_that_is_not_in_the_table_has_no_peak() -> None:
 def test_peak_of_a_processor_is_measured() -> None:
     peak = device_peak(torch.device("cpu"), torch.float32)
     assert peak is not None and 1e8 < peak < 1e15
-
-
-def test_time_to_the_end_counts_the_longer_rows_after_the_warm_up(recipe: Path) -> None:
-    config = load_config(str(recipe), ["data.warmup_seq_len=32", "data.warmup_steps=10"])
-    rows = config.train.batch_size
-    for step, tokens in ((4, 6 * 32 + 5 * 128), (10, 5 * 128), (12, 3 * 128), (15, 0)):
-        record = {"step": step, "tokens_per_s": 50.0}
-        assert seconds_left(config, (128, 32), record, goal=15) == rows * tokens / 50
-    assert seconds_left(config, (128, 32), {"step": 4, "tokens_per_s": 50.0}, goal=8) == rows * 4 * 32 / 50

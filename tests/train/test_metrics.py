@@ -9,29 +9,44 @@ import pytest
 import torch
 from torch import Tensor
 
+from sctd.config import config_from_dict
 from sctd.data.stream import Batch
-from sctd.objective.schedule import HybridScheduleHook, Phase
+from sctd.objective.build import build_hook
+from sctd.objective.schedule import Phase
 from sctd.train import loop, monitor
 from sctd.train.checkpoint import Progress
+from sctd.train.export import shape_of
+from sctd.train.flops import Work
 from sctd.train.loop import Window
 from sctd.train.monitor import LOSSES, LossMeter
-from small_models import small
+from small_models import VOCABULARY, small
 
 PAD, LENGTH, SHORT, ROWS = 7, 64, 32, 8
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As much of a run as the window looks at: sctd with F = 2 and recomputation, two ranks of 1 GFLOP/s."""
+    """As much of a run as the window looks at: sctd with F = 2 and recomputation, its first step on short rows, its
+    fourth and last on the full path; two ranks of 1 GFLOP/s."""
     monkeypatch.setattr(loop, "special_ids", lambda tokenizer: SimpleNamespace(pad=PAD))
+    config = config_from_dict(
+        {
+            "arm": "sctd",
+            "data": {"warmup_seq_len": SHORT, "warmup_steps": 1},
+            "model": {"layers": 6, "hidden_size": 64, "heads": 4, "intermediate_size": 256, "max_positions": LENGTH},
+            "objective": {"interval": 2},
+            "schedule": {"warmup_steps": 0, "full_finish": 1},
+            "train": {"steps": 4, "batch_size": ROWS, "checkpoint_activations": True},
+        }
+    )
     return SimpleNamespace(
         tokenizer=None,
-        hook=HybridScheduleHook(True, 2, 0.5, LENGTH),
-        flops={length: small("sctd", length, recompute=True)[1] for length in (LENGTH, SHORT)},
-        stream=SimpleNamespace(length=lambda step: SHORT if step == 4 else LENGTH),
+        hook=build_hook(config, LENGTH),
+        work=Work(config, shape_of(config, VOCABULARY), (LENGTH, SHORT)),
+        stream=SimpleNamespace(length=lambda step: SHORT if step == 1 else LENGTH),
         peak_flops=1e9,
         world=SimpleNamespace(size=2, device=torch.device("cpu")),
-        config=SimpleNamespace(train=SimpleNamespace(batch_size=ROWS)),
+        config=config,
         engine=SimpleNamespace(skipped_steps=0),
     )
 
@@ -46,6 +61,7 @@ def slow_batches(padded: list[int], seconds: float) -> Iterator[list[Batch]]:
 
 
 def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
+    work, short = (small("sctd", length, recompute=True)[1] for length in (LENGTH, SHORT))
     progress, batches = Progress(), slow_batches([64, 0, 32], 0.02)
     window = Window(run, progress)
     for step in (1, 2):
@@ -53,31 +69,32 @@ def test_window_counts_flops_padding_and_waiting(run: Any) -> None:
         with window.pace.forward():
             time.sleep(0.01)
         window.add(step)
-    progress.step, progress.cursor, progress.seconds, progress.tokens = 2, 2 * ROWS, 0.5, 2 * ROWS * LENGTH
+    progress.step, progress.cursor, progress.seconds, progress.tokens = 2, 2 * ROWS, 0.5, ROWS * (SHORT + LENGTH)
     record = window.read(progress, lambda mine: [mine, mine + 3.0])
-    work = run.flops[LENGTH]
-    model = ROWS * (work.row(Phase.DROP, 32) + work.row(Phase.ALIGN, 32))
-    executed = ROWS * (work.hardware_row(Phase.DROP, 32) + work.hardware_row(Phase.ALIGN, 32))
+    model = ROWS * (short.row(Phase.DROP, 16) + work.row(Phase.ALIGN, 32))
+    executed = ROWS * (short.hardware_row(Phase.DROP, 16) + work.hardware_row(Phase.ALIGN, 32))
+    assert record["flops"] == pytest.approx(model) and record["flops_per_s"] == pytest.approx(model / 0.5)
     assert record["mfu"] == pytest.approx(model / 0.5 / 2e9)
     assert record["hfu"] == pytest.approx(executed / 0.5 / 2e9) and record["hfu"] > 1.2 * record["mfu"]
     assert record["padding"] == 64 / (2 * 4 * LENGTH)
     assert 0.04 / 0.5 <= record["data_wait"] < 0.5
-    assert record["tokens_per_s"] == 2 * ROWS * LENGTH / 0.5
+    assert record["tokens_per_s"] == ROWS * (SHORT + LENGTH) / 0.5
     assert 1.9 < record["rank_spread"] < 2 and record["slowest_rank"] == 1
 
     window.wait_for(batches)  # a new window starts from nothing
     window.add(3)
-    progress.step, progress.seconds = 3, 1.5
+    progress.step, progress.seconds, progress.tokens = 3, 1.5, progress.tokens + ROWS * LENGTH
     again = window.read(progress, lambda mine: [mine])
     assert again["padding"] == 32 / (4 * LENGTH) and again["step_seconds"] == 1.0
-    assert again["mfu"] == pytest.approx(ROWS * work.row(Phase.DROP, 32) / 1.0 / 2e9)
+    drop = ROWS * work.row(Phase.DROP, 32)
+    assert again["mfu"] == pytest.approx(drop / 1.0 / 2e9) and again["flops"] == pytest.approx(model + drop)
+    assert again["tokens_per_s"] == ROWS * LENGTH and again["keep"] == 32
 
-    window.add(4)  # a step on shorter rows
-    progress.step, progress.seconds, progress.tokens = 4, 2.5, progress.tokens + ROWS * SHORT
     window.wait_for(slow_batches([0], 0.0))
-    short = window.read(progress, lambda mine: [mine])
-    assert short["mfu"] == pytest.approx(ROWS * run.flops[SHORT].row(Phase.ALIGN, 16) / 1.0 / 2e9)
-    assert short["tokens_per_s"] == ROWS * SHORT and short["keep"] == 16
+    window.add(4)
+    progress.step, progress.seconds = 4, 2.5
+    full = window.read(progress, lambda mine: [mine])
+    assert full["flops_per_s"] == pytest.approx(ROWS * work.row(Phase.FULL, 0))
 
 
 def test_utilisation_is_null_on_an_unknown_device(run: Any) -> None:

@@ -1,6 +1,7 @@
 """Measurements of the product against what its users have today, side by side in one process."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from sctd.config import Config
@@ -39,11 +40,17 @@ def bench(
     from sctd.bench.paths import choose, make_shape
     from sctd.bench.profile import profile_steps
     from sctd.bench.step import bench_steps
+    from sctd.bench.timing import DEVICE
+    from sctd.train.precision import fastest_precision
 
     names = choose(arms)
     for _, length in pairs:
         make_shape(config, length)  # what cannot be run is said before anything is measured
     out.mkdir(parents=True, exist_ok=True)
+    if config.train.precision == "auto":
+        precision, why = fastest_precision(DEVICE)
+        config = replace(config, train=replace(config.train, precision=precision))
+        print(f"precision {precision}: {why}")
     try:
         if profile:
             profile_steps(config, *pairs[0], out)

@@ -1,34 +1,43 @@
 """What lies between the matrix products of a layer, and the losses: ours against torch, plain and compiled.
 
-Legend: B rows, S positions a row, D hidden size, E inner size, N predictions, V vocabulary.
+Legend: B rows, S positions a row, H heads, d width of a head, D hidden size, E inner size, N predictions, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from sctd.bench.candidates import Group, ours, with_backward
 from sctd.bench.paths import DTYPES, make_shape
 from sctd.bench.timing import DEVICE
 from sctd.config import Config
 from sctd.data.masking import target_count
-from sctd_kernels import FIXED_POINT, dropout_add_norm, linear_gelu, token_losses
+from sctd.model.shape import BertShape
+from sctd_kernels import FIXED_POINT, dropout_add_norm, geglu, linear_gelu, rotary_table, rotate, token_losses
 
 _RATE, _EPS = 0.1, 1e-12
-Work = tuple[Callable[[], Tensor], Callable[[], Tensor], list[Tensor]]  # ours, torch's, and the gradients of what
+Work = tuple[Callable[[], Any], Callable[[], Any], list[Tensor]]  # ours, torch's, and the gradients of what
 
 
 def elementwise(config: Config, rows: int, length: int, backends: list[str]) -> dict[str, Group]:
-    """Each with its backward."""
+    """What this family has of it, each with its backward."""
     shape, dtype = make_shape(config, length), DTYPES[config.train.precision]
     targets = rows * target_count(config.data.mask_probability, length)
-    work = {
-        "dropout + residual + LayerNorm": _add_norm(rows, length, shape.hidden_size, dtype),
-        "linear + GELU": _gelu(rows, length, shape.hidden_size, shape.intermediate_size, dtype),
-        "cross-entropy + accumulators": _losses(targets, shape.vocab_size, dtype),
-    }
+    if shape.is_modern:
+        work = {
+            "rotary positions of queries and keys": _rotate(shape, rows, length, dtype),
+            "GeGLU": _geglu(rows, length, shape.intermediate_size, dtype),
+        }
+    else:
+        work = {
+            "dropout + residual + LayerNorm": _add_norm(rows, length, shape.hidden_size, dtype),
+            "linear + GELU": _gelu(rows, length, shape.hidden_size, shape.intermediate_size, dtype),
+        }
+    work["cross-entropy + accumulators"] = _losses(targets, shape.vocab_size, dtype)
     groups = {}
     for title, (call, plain, of) in work.items():
         calls = ours(backends, call) | {"torch": plain, "torch, compiled": torch.compile(plain)}
@@ -57,6 +66,29 @@ def _gelu(rows: int, length: int, width: int, inner: int, dtype: torch.dtype) ->
         lambda: F.gelu(F.linear(x_BSD, weight_ED, bias_E)),
         [x_BSD, weight_ED, bias_E],
     )
+
+
+def _rotate(shape: BertShape, rows: int, length: int, dtype: torch.dtype) -> Work:
+    """torch's is what transformers does; its table is ready in both."""
+    width = shape.hidden_size // shape.heads
+    q_BSHd, k_BSHd = (_leaf(dtype, rows, length, shape.heads, width) for _ in range(2))
+    table_2Sh = rotary_table(length, width, shape.rotary_theta, DEVICE)
+    cosine_1Sd, sine_1Sd = table_2Sh.repeat(1, 1, 2)[:, None]
+    return (
+        lambda: (rotate(q_BSHd, table_2Sh), rotate(k_BSHd, table_2Sh)),
+        lambda: apply_rotary_pos_emb(q_BSHd, k_BSHd, cosine_1Sd, sine_1Sd, unsqueeze_dim=2),
+        [q_BSHd, k_BSHd],
+    )
+
+
+def _geglu(rows: int, length: int, inner: int, dtype: torch.dtype) -> Work:
+    x_BSE = _leaf(dtype, rows, length, 2 * inner)
+
+    def plain() -> Tensor:
+        inner_BSE, gate_BSE = x_BSE.chunk(2, dim=-1)
+        return F.gelu(inner_BSE) * gate_BSE
+
+    return lambda: geglu(x_BSE), plain, [x_BSE]
 
 
 def _losses(targets: int, vocab: int, dtype: torch.dtype) -> Work:

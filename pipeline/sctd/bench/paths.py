@@ -15,13 +15,14 @@ from sctd.config import Config
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.data.masking import Masker
 from sctd.errors import UserError
-from sctd.model.bert import BertShape
-from sctd.model.convert import to_hf_config
+from sctd.model.convert import HEADS, to_hf_config
+from sctd.model.shape import BertShape
 from sctd.model.token_dropping import kept_tokens
 from sctd.objective.build import build_model
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.train.accounting import step_flops
+from sctd.train.export import shape_of
 
 SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
 _VOCABULARY = 30522  # where the recipe leaves it to a corpus
@@ -111,10 +112,7 @@ def make_shape(config: Config, length: int) -> BertShape:
         raise UserError(
             f"model.vocab_size is {model.vocab_size}: the rows measured here need more than {SPECIAL.mask + 1}"
         )
-    return BertShape(
-        model.vocab_size or _VOCABULARY, model.layers, model.hidden_size, model.heads, model.intermediate_size,
-        model.max_positions, model.dropout, model.attention_dropout, model.layer_norm_eps, model.initializer_range,
-    )  # fmt: skip
+    return shape_of(config, model.vocab_size or _VOCABULARY)
 
 
 def make_batch(config: Config, vocab: int, rows: int, length: int) -> dict[str, Tensor]:
@@ -134,8 +132,8 @@ def make_batch(config: Config, vocab: int, rows: int, length: int) -> dict[str, 
 
 
 def _transformers(config: Config, shape: BertShape, batch: dict[str, Tensor]) -> tuple[nn.Module, Callable[[], Tensor]]:
-    hf = to_hf_config(shape, SPECIAL.pad)
-    model = transformers.BertForMaskedLM._from_config(hf, attn_implementation="sdpa")
+    hf = to_hf_config(shape, SPECIAL.pad, SPECIAL.cls, SPECIAL.sep)
+    model = getattr(transformers, HEADS[shape.family])._from_config(hf, attn_implementation="sdpa")
     if config.train.checkpoint_activations:
         model.gradient_checkpointing_enable()
     if config.train.compile:
@@ -188,8 +186,10 @@ def _with_random_ltd(config: Config, shape: BertShape, keep: int) -> Pretraining
     return model
 
 
-def random_ltd_missing() -> str | None:
-    """Why DeepSpeed's random-LTD operations cannot be used here; None where they can."""
+def random_ltd_missing(family: str = "bert") -> str | None:
+    """Why DeepSpeed's random-LTD operations cannot be used here, in layers of this family; None where they can."""
+    if family == "modernbert":
+        return "its wrapper tells a layer nothing of the places of its tokens, by which positions turn"
     try:
         from deepspeed.ops.op_builder import RandomLTDBuilder
 

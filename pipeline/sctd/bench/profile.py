@@ -22,7 +22,8 @@ _KINDS = {
     "optimizer": r"adam|optimizer|multi_tensor",
     "losses": r"softmax|nll|losses|cross_entropy",
     "selecting and moving tokens": r"select_kernel|gather|merge|scatter|split|sort|topk|index",
-    "dropout, norm, GELU": r"norm|gelu|dropout|bernoulli",
+    "rotary positions": r"rotate|rotary",
+    "dropout, norm, GELU": r"norm|geg?lu|dropout|bernoulli",
     "copies and fills": r"copy|memcpy|memset|fill|zero|clone|cat\b",
 }
 

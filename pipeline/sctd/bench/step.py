@@ -1,4 +1,4 @@
-"""Forward and training step of every arm against `transformers.BertForMaskedLM` and DeepSpeed's random-LTD."""
+"""Forward and training step of every arm against the same model in transformers and DeepSpeed's random-LTD."""
 
 import gc
 import json
@@ -33,13 +33,14 @@ def bench_steps(
     config: Config, recipe: str, sizes: list[tuple[int, int]], rounds: int, out: File, names: list[str]
 ) -> None:
     """Print the table and write `bench-LAYERSxWIDTH-PRECISION-<device>.json` into `out`."""
-    missing = random_ltd_missing() if LTD in names else None
+    missing = random_ltd_missing(config.model.family) if LTD in names else None
     names = [name for name in names if name != LTD or missing is None]
     peak = device_peak(DEVICE, DTYPES[config.train.precision])
     results = {f"{rows}x{length}": measure(config, names, rows, length, rounds, peak) for rows, length in sizes}
     print(title(config, recipe, rounds, peak))
     print(table(results, missing))
-    size = f"{config.model.layers}x{config.model.hidden_size}"
+    family = "" if config.model.family == "bert" else f"{config.model.family}-"
+    size = f"{family}{config.model.layers}x{config.model.hidden_size}"
     compiled = "-compiled" if config.train.compile else ""
     result = {
         "recipe": recipe, "precision": config.train.precision, "compiled": config.train.compile,
@@ -80,9 +81,10 @@ def title(config: Config, recipe: str, rounds: int, peak: float | None) -> str:
     """What stands over the table: all that its numbers hold for."""
     of = f"MFU of {peak / 1e12:,.2f} TFLOP/s" if peak else "no MFU: the peak of this device is not known"
     how = "both sides compiled" if config.train.compile else "nothing compiled"
+    model, precision = config.model, config.train.precision
     return (
-        f"{recipe}: {config.model.layers} layers of {config.model.hidden_size}, {config.train.precision}, {how}; "
-        f"{device_name()}; medians of {rounds}; {of}"
+        f"{recipe}: {model.family}, {model.layers} layers of {model.hidden_size}, {precision}, {how}; {device_name()}; "
+        f"medians of {rounds}; {of}"
     )
 
 

@@ -87,9 +87,15 @@ class Rows:
         return self._open[number]
 
 
-def make_batch(rows: Rows, masker: Masker, row_B: NDArray[np.int64], sample_B: NDArray[np.int64]) -> Batch:
-    """Tensors of one micro-batch, named as the arguments of the model's forward."""
-    masked = masker(rows[row_B], sample_B)
+def make_batch(
+    rows: Rows, masker: Masker, row_B: NDArray[np.int64], sample_B: NDArray[np.int64], step: int | None = None
+) -> Batch:
+    """Tensors of one micro-batch, named as the arguments of the model's forward.
+
+    Args:
+        step: the optimizer step that they are for, by which the share of masked tokens goes; None: held-out rows.
+    """
+    masked = masker(rows[row_B], sample_B, step)
     ties_B = hash64(masker.seed, STREAM_TIES, sample_B.astype(np.uint64)).view(np.int64)
     return {
         "input_ids": torch.from_numpy(masked.input_ids_BS),
@@ -163,7 +169,7 @@ class TrainStream:
         mine = self.samples(cursor)[0][share.rank * per_rank : (share.rank + 1) * per_rank]
         batches = []
         for sample_B in mine.reshape(share.accumulation, share.micro_batch):
-            batch = make_batch(rows, self.masker, order(sample_B), sample_B)
+            batch = make_batch(rows, self.masker, order(sample_B), sample_B, number)
             batches.append({name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin else batch)
         return batches
 

@@ -3,7 +3,7 @@
 Positions of a row belong to segments (documents, say), and attend within their own. On GPUs a segment mask is a block
 mask of FlexAttention, which skips blocks without a common segment; elsewhere, and for few queries, a dense one.
 
-Legend: B rows, Q query positions, S context positions, D hidden size, H heads, d = D / H.
+Legend: B rows, Q query positions, S context positions, D hidden size, H heads, d = D / H, h = d / 2.
 """
 
 import functools
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from sctd_kernels import rotate
 
 Mask = Tensor | BlockMask
 _FLEX_BLOCK = 128  # positions; below it a block mask has nothing to skip
@@ -45,20 +47,55 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Any:
     return attend(q, k, v, block_mask=mask)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of Q queries over a context of S positions."""
+class StackedLinear(nn.Linear):
+    """Several linear maps of one input in one product. Optimizers that look at matrices ask it for their number.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        outputs: of each map. parts: how many there are.
+    """
+
+    def __init__(self, inputs: int, outputs: int, parts: int, bias: bool) -> None:
+        super().__init__(inputs, parts * outputs, bias)
+        self.parts = parts
+
+
+class Attention(nn.Module):
+    """Multi-head attention of Q queries over a context of S positions.
+
+    Args:
+        table_2Sh: float32, cosines and sines of rotary positions (`sctd_kernels.rotary_table`); None: no rotation. No
+            buffer: the engine would round it to its own precision.
+        bias: of all projections.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, table_2Sh: Tensor | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.rotary = None if table_2Sh is None else Rotary(table_2Sh)
+        self.query = nn.Linear(width, width, bias)
+        self.key_value = StackedLinear(width, width, 2, bias)
+        self.out = nn.Linear(width, width, bias)
 
-    def forward(self, x_BQD: Tensor, context_BSD: Tensor, mask: Mask | None) -> Tensor:
-        k, v = (self._split(part) for part in self.key_value(context_BSD).chunk(2, dim=-1))
+    def forward(
+        self, x_BQD: Tensor, context_BSD: Tensor | None, mask: Mask | None, place_BQ: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, D), (B, S, D) -> (B, Q, D).
+
+        Args:
+            context_BSD: None: the queries are their own context.
+            place_BQ: int64, where in their row the queries stand, for rotary positions; None: at 0..Q-1. A context of
+                its own stands at 0..S-1.
+        """
+        k, v = (
+            self._split(part) for part in self.key_value(x_BQD if context_BSD is None else context_BSD).chunk(2, dim=-1)
+        )
         q = self._split(self.query(x_BQD))
+        if self.rotary is not None:
+            q, k = self.rotary(q, place_BQ), self.rotary(k, place_BQ if context_BSD is None else None)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         if isinstance(mask, BlockMask):
             mixed_BHQd = _attend_in_blocks(q, k, v, mask)
         else:
@@ -68,4 +105,14 @@ class Attention(nn.Module):
 
     def _split(self, x_BTD: Tensor) -> Tensor:
         batch, length, width = x_BTD.shape
-        return x_BTD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        return x_BTD.view(batch, length, self.heads, width // self.heads)
+
+
+class Rotary:
+    """Rotary positions (Su et al. 2021): holds the table where no module's casts reach it."""
+
+    def __init__(self, table_2Sh: Tensor) -> None:
+        self.table_2Sh = table_2Sh
+
+    def __call__(self, x_BTHd: Tensor, place_BT: Tensor | None) -> Tensor:
+        return rotate(x_BTHd, self.table_2Sh, place_BT)

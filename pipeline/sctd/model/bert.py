@@ -1,39 +1,27 @@
-"""BERT (Devlin et al. 2019) as one readable module.
+"""BERT (Devlin et al. 2019) as one readable module, and the encoder of either family.
 
-- Post-LayerNorm, learned positions, exact GELU, dropout after each sub-layer, tied output embeddings, no NSP.
+- Post-LayerNorm, learned positions, exact GELU, dropout after each sub-layer, tied output embeddings, no NSP. What the
+  modernbert family has in place of that is in `modernbert.py`; all else is the same.
 - A layer takes its queries apart from its context: `layer(x_BQD, context_BSD)` updates Q positions that attend to S.
-  With one argument it is plain self-attention. Token dropping and the last layer's short output are this and no more.
 - No padding is expected: rows are packed full. A mask is honoured where one is given.
 - Dropout is a hash of (row seed, site, position, column), not a stream of random numbers: it depends on nothing else.
 
 Legend: B rows, S positions a row, Q query positions, M predicted positions, D hidden size, H heads, V vocabulary.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sctd.model.attention import Attention, Mask
 from sctd.model.heads import MlmHead
-from sctd_kernels import dropout, dropout_add_norm, linear_gelu
+from sctd.model.layer import EncoderLayer
+from sctd.model.modernbert import ModernEmbeddings, ModernLayer
+from sctd.model.shape import BertShape
+from sctd_kernels import dropout, dropout_add_norm, linear_gelu, rotary_table
 
+__all__ = ["Bert", "BertShape", "Embeddings", "Layer"]
 
-@dataclass(frozen=True)
-class BertShape:
-    """Sizes and rates that define a BERT."""
-
-    vocab_size: int
-    layers: int
-    hidden_size: int
-    heads: int
-    intermediate_size: int
-    max_positions: int
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
+_SLOWEST = 10_000.0  # of sinusoidal positions (Vaswani et al. 2017)
 
 
 class Embeddings(nn.Module):
@@ -87,84 +75,106 @@ class ApexAddNorm(AddNorm):
 ADD_NORMS = {"native": AddNorm, "apex": ApexAddNorm}
 
 
-class Layer(nn.Module):
+class Layer(EncoderLayer):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after it.
 
     Args:
         number: place of the layer in the stack.
         layer_norm: native | apex.
-        recompute: forget the activations, and compute them again in the backward.
+        recompute: see `EncoderLayer`.
     """
 
     def __init__(self, shape: BertShape, number: int, layer_norm: str = "native", recompute: bool = False) -> None:
-        super().__init__()
+        super().__init__(shape.attention_dropout, recompute)
         add_norm = ADD_NORMS[layer_norm]
         self.attention = Attention(shape.hidden_size, shape.heads, shape.attention_dropout)
         self.attention_norm = add_norm(shape, site=2 * number + 1)
         self.expand = nn.Linear(shape.hidden_size, shape.intermediate_size)
         self.contract = nn.Linear(shape.intermediate_size, shape.hidden_size)
         self.output_norm = add_norm(shape, site=2 * number + 2)
-        self.recompute = recompute
 
-    def forward(
+    def compute(
         self,
         x_BQD: Tensor,
-        context_BSD: Tensor | None = None,
-        mask: Mask | None = None,
-        row_seed_B: Tensor | None = None,
+        context_BSD: Tensor | None,
+        mask: Mask | None,
+        row_seed_B: Tensor | None,
+        place_BQ: Tensor | None,
     ) -> Tensor:
-        """(B, Q, D) -> (B, Q, D).
-
-        Args:
-            context_BSD: what the queries attend to; None for themselves.
-            mask: who may attend to whom; None for all to all.
-            row_seed_B: int64, seeds of the dropout; without them, and in evaluation, nothing is dropped.
-        """
-        if self.recompute and self.training:
-            keep_random = self.attention.dropout > 0  # all other dropout is a hash of the row seeds
-            return checkpoint(
-                self._forward, x_BQD, context_BSD, mask, row_seed_B, use_reentrant=False, preserve_rng_state=keep_random
-            )
-        return self._forward(x_BQD, context_BSD, mask, row_seed_B)
-
-    def _forward(
-        self, x_BQD: Tensor, context_BSD: Tensor | None, mask: Mask | None, row_seed_B: Tensor | None
-    ) -> Tensor:
-        context_BSD = x_BQD if context_BSD is None else context_BSD
+        """Places play no part: the embeddings have them."""
         x_BQD = self.attention_norm(self.attention(x_BQD, context_BSD, mask), x_BQD, row_seed_B)
         inner_BQE = linear_gelu(x_BQD, self.expand.weight, self.expand.bias)
         return self.output_norm(self.contract(inner_BQE), x_BQD, row_seed_B)
 
 
 class Bert(nn.Module):
-    """Embeddings, layers and the masked-language-model head.
+    """Embeddings, layers and the masked-language-model head of either family.
 
     Args:
-        layer_norm, recompute: see `Layer`.
+        layer_norm: see `Layer`; modernbert has the native one alone.
+        recompute: see `EncoderLayer`.
+        device: of the table of rotary positions, which is no parameter and does not move with the others.
+
+    Attributes:
+        norm: behind the last layer, before the head; nothing where each layer ends in one.
     """
 
-    def __init__(self, shape: BertShape, layer_norm: str = "native", recompute: bool = False) -> None:
+    def __init__(
+        self,
+        shape: BertShape,
+        layer_norm: str = "native",
+        recompute: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
         self.shape = shape
-        self.embeddings = Embeddings(shape)
-        self.layers = nn.ModuleList(Layer(shape, number, layer_norm, recompute) for number in range(shape.layers))
-        self.head = MlmHead(shape.hidden_size, shape.vocab_size, shape.layer_norm_eps)
-        self.apply(self._init)
+        width, eps, numbers = shape.hidden_size, shape.layer_norm_eps, range(shape.layers)
+        if shape.is_modern:
+            table_2Sh = rotary_table(shape.max_positions, width // shape.heads, shape.rotary_theta, device)
+            self.embeddings: Embeddings | ModernEmbeddings = ModernEmbeddings(shape)
+            self.layers = nn.ModuleList(ModernLayer(shape, number, table_2Sh, recompute) for number in numbers)
+            self.norm: nn.Module = nn.LayerNorm(width, eps=eps, bias=False)
+        else:
+            self.embeddings = Embeddings(shape)
+            self.layers = nn.ModuleList(Layer(shape, number, layer_norm, recompute) for number in numbers)
+            self.norm = nn.Identity()
+        self.head = MlmHead(width, shape.vocab_size, eps, bias=not shape.is_modern)
+        self._init()
 
     def forward(self, ids_BS: Tensor, mask: Mask | None = None, row_seed_B: Tensor | None = None) -> Tensor:
         """Logits at all positions, (B, S, V). Training computes them at predicted positions only."""
         x_BSD = self.embeddings(ids_BS, row_seed_B)
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask=mask, row_seed_B=row_seed_B)
-        return self.logits(x_BSD)
+        return self.logits(self.norm(x_BSD))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V), through the tied word embeddings."""
+        """(..., D) -> (..., V), through the tied word embeddings. `x` is behind `norm`."""
         return self.head(x, self.embeddings.word.weight)
 
-    def _init(self, module: nn.Module) -> None:
-        """Every initialisation there is: N(0, range) for matrices, 0 for biases, LayerNorm at identity."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.shape.initializer_range)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+    def _init(self) -> None:
+        """Every initialisation there is: N(0, range) for matrices, 0 for biases, LayerNorm at identity.
+
+        In a modernbert, whose states are sums over all layers, what each adds begins smaller by sqrt(2 L).
+        """
+        deviation = self.shape.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            if isinstance(layer, ModernLayer):
+                for matrix in (layer.attention.out.weight, layer.contract.weight):
+                    nn.init.normal_(matrix, std=deviation / (2 * self.shape.layers) ** 0.5)
+        if isinstance(self.embeddings, Embeddings) and self.shape.positions == "sinusoidal":
+            table_SD = self.embeddings.position.weight
+            table_SD.data.copy_(sinusoids(*table_SD.shape) * 2**0.5 * deviation)
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Sines in the even columns and cosines in the odd ones, of wavelengths from 2 pi up to 10,000 x 2 pi (Vaswani et
+    al. 2017): float32 (positions, width). Their standard deviation is about 1 / sqrt(2)."""
+    column = torch.arange(0, width, 2, dtype=torch.float64)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * _SLOWEST ** (-column / width)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width].float()

@@ -1,135 +1,221 @@
-"""To and from `transformers.BertForMaskedLM`: the names differ, and we keep key and value in one matrix."""
+"""To and from transformers: `BertForMaskedLM` for the bert family, `ModernBertForMaskedLM` for modernbert.
 
-from typing import TYPE_CHECKING
+The names differ, and which projections share a matrix. Each family is a table of names and no code.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sctd.errors import UserError
-from sctd.model.bert import Bert, BertShape
+from sctd.model.bert import Bert
+from sctd.model.shape import BertShape
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import PreTrainedConfig
 
-# (ours, theirs) by prefix; `{}` is the layer number.
-_EMBEDDINGS = (
+HEADS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}  # classes of transformers, by family
+
+# (ours, theirs) by prefix; `{}` is the layer number. Several prefixes are matrices that stand one below the other on the
+# other side, each with its share of the rows.
+_Names = str | tuple[tuple[str, int], ...]
+_Map = tuple[tuple[_Names, _Names], ...]
+_BERT: _Map = (
     ("embeddings.word.weight", "bert.embeddings.word_embeddings.weight"),
     ("embeddings.position.weight", "bert.embeddings.position_embeddings.weight"),
     ("embeddings.token_type.weight", "bert.embeddings.token_type_embeddings.weight"),
     ("embeddings.norm", "bert.embeddings.LayerNorm"),
-    ("head.dense", "cls.predictions.transform.dense"),
-    ("head.norm", "cls.predictions.transform.LayerNorm"),
-    ("head.bias", "cls.predictions.bias"),
-)
-_LAYER = (
     ("layers.{}.attention.query", "bert.encoder.layer.{}.attention.self.query"),
+    (
+        "layers.{}.attention.key_value",
+        (("bert.encoder.layer.{}.attention.self.key", 1), ("bert.encoder.layer.{}.attention.self.value", 1)),
+    ),
     ("layers.{}.attention.out", "bert.encoder.layer.{}.attention.output.dense"),
     ("layers.{}.attention_norm", "bert.encoder.layer.{}.attention.output.LayerNorm"),
     ("layers.{}.expand", "bert.encoder.layer.{}.intermediate.dense"),
     ("layers.{}.contract", "bert.encoder.layer.{}.output.dense"),
     ("layers.{}.output_norm", "bert.encoder.layer.{}.output.LayerNorm"),
+    ("head.dense", "cls.predictions.transform.dense"),
+    ("head.norm", "cls.predictions.transform.LayerNorm"),
+    ("head.bias", "cls.predictions.bias"),
 )
-_KEY_VALUE = "layers.{}.attention.key_value"
-_THEIR_SELF = "bert.encoder.layer.{}.attention.self"
+_MODERN: _Map = (
+    ("embeddings.word.weight", "model.embeddings.tok_embeddings.weight"),
+    ("embeddings.norm.weight", "model.embeddings.norm.weight"),
+    (
+        (("layers.{}.attention.query.weight", 1), ("layers.{}.attention.key_value.weight", 2)),
+        "model.layers.{}.attn.Wqkv.weight",
+    ),
+    ("layers.{}.attention.out.weight", "model.layers.{}.attn.Wo.weight"),
+    ("layers.{}.attention_norm.weight", "model.layers.{}.attn_norm.weight"),
+    ("layers.{}.expand.weight", "model.layers.{}.mlp.Wi.weight"),
+    ("layers.{}.contract.weight", "model.layers.{}.mlp.Wo.weight"),
+    ("layers.{}.output_norm.weight", "model.layers.{}.mlp_norm.weight"),
+    ("norm.weight", "model.final_norm.weight"),
+    ("head.dense.weight", "head.dense.weight"),
+    ("head.norm.weight", "head.norm.weight"),
+    ("head.bias", "decoder.bias"),
+)
+_ABSENT = "layers.0.attention_norm"  # of a modernbert: its embeddings are normalised
+
+# What a configuration must say for this model to compute the same; a key that is not there does.
+_BERT_SAYS = {
+    "hidden_act": "gelu", "type_vocab_size": 2, "is_decoder": False, "position_embedding_type": "absolute",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_MODERN_SAYS = {
+    "hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
+    "mlp_bias": False, "decoder_bias": True, "classifier_bias": False, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
-def to_hf_config(shape: BertShape, pad_token_id: int) -> "BertConfig":
-    from transformers import BertConfig  # takes a second, and most commands convert nothing
+def to_hf_config(
+    shape: BertShape, pad_token_id: int, cls_token_id: int | None = None, sep_token_id: int | None = None
+) -> "PreTrainedConfig":
+    """The transformers configuration of a shape."""
+    from transformers import BertConfig, ModernBertConfig  # takes a second, and most commands convert nothing
 
-    return BertConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-        hidden_act="gelu",
-        hidden_dropout_prob=shape.dropout,
-        attention_probs_dropout_prob=shape.attention_dropout,
-        max_position_embeddings=shape.max_positions,
-        type_vocab_size=2,
-        initializer_range=shape.initializer_range,
-        layer_norm_eps=shape.layer_norm_eps,
-        pad_token_id=pad_token_id,
-        architectures=["BertForMaskedLM"],
+    common: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": shape.max_positions,
+        "initializer_range": shape.initializer_range,
+        "pad_token_id": pad_token_id,
+    }
+    if not shape.is_modern:
+        return BertConfig(
+            **common,
+            hidden_act="gelu",
+            hidden_dropout_prob=shape.dropout,
+            attention_probs_dropout_prob=shape.attention_dropout,
+            type_vocab_size=2,
+            layer_norm_eps=shape.layer_norm_eps,
+            architectures=[HEADS["bert"]],
+        )
+    turns = {"rope_type": "default", "rope_theta": shape.rotary_theta}
+    return ModernBertConfig(
+        **common,
+        norm_eps=shape.layer_norm_eps,
+        layer_types=["full_attention"] * shape.layers,
+        rope_parameters={"full_attention": turns, "sliding_attention": dict(turns)},
+        embedding_dropout=shape.dropout,
+        mlp_dropout=shape.dropout,
+        attention_dropout=shape.attention_dropout,
+        classifier_dropout=shape.dropout,
+        cls_token_id=cls_token_id,
+        sep_token_id=sep_token_id,
+        bos_token_id=cls_token_id,
+        eos_token_id=sep_token_id,
+        architectures=[HEADS["modernbert"]],
     )
 
 
-def from_hf_config(config: "BertConfig") -> BertShape:
-    """The shape of a transformers BERT.
+def from_hf_config(config: "PreTrainedConfig") -> BertShape:
+    """The shape of a transformers BERT or ModernBERT.
 
     Raises:
-        UserError: an architecture that this model does not compute (another activation, relative positions, ...).
+        UserError: an architecture that this model does not compute (another activation, local attention, ...).
     """
-    differences = {
-        "hidden_act": "gelu",
-        "type_vocab_size": 2,
-        "model_type": "bert",
-        "is_decoder": False,
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-    }
-    for key, wanted in differences.items():
+    if config.model_type not in ("bert", "modernbert"):
+        raise UserError(f"checkpoint's config.json: model_type is {config.model_type!r}: only 'bert' and 'modernbert' "
+                        "can be loaded")  # fmt: skip
+    modern = config.model_type == "modernbert"
+    for key, wanted in (_MODERN_SAYS if modern else _BERT_SAYS).items():
         found = getattr(config, key, wanted)
         if found != wanted:
             raise UserError(f"checkpoint's config.json: {key} is {found!r}, only {wanted!r} can be loaded")
-    return BertShape(
-        vocab_size=config.vocab_size,
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_positions=config.max_position_embeddings,
-        dropout=config.hidden_dropout_prob,
-        attention_dropout=config.attention_probs_dropout_prob,
-        layer_norm_eps=config.layer_norm_eps,
-        initializer_range=config.initializer_range,
+    common: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "max_positions": config.max_position_embeddings,
+        "initializer_range": config.initializer_range,
+    }
+    if not modern:
+        return BertShape(
+            **common,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+    windows = sorted({kind for kind in config.layer_types if kind != "full_attention"})
+    turns = config.rope_parameters["full_attention"]
+    if windows or turns.get("rope_type", "default") != "default":
+        found = f"layer_types has {windows[0]!r}" if windows else f"rope_type is {turns['rope_type']!r}"
+        wanted = "full_attention" if windows else "default"
+        raise UserError(f"checkpoint's config.json: {found}, only {wanted!r} can be loaded")
+    shape = BertShape(
+        **common,
+        dropout=config.mlp_dropout,
+        attention_dropout=config.attention_dropout,
+        layer_norm_eps=config.norm_eps,
+        family="modernbert",
     )
+    theta = float(turns["rope_theta"])
+    return shape if theta == shape.rotary_theta else BertShape(**{**vars(shape), "theta": theta})
 
 
-def to_hf_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Our state dict under the names of `BertForMaskedLM`, each tensor contiguous, tied ones once."""
-    renamed = _rename(state, layers, to_theirs=True)
-    for number in range(layers):
-        for kind in ("weight", "bias"):
-            key, value = state[f"{_KEY_VALUE.format(number)}.{kind}"].chunk(2)
-            renamed[f"{_THEIR_SELF.format(number)}.key.{kind}"] = key
-            renamed[f"{_THEIR_SELF.format(number)}.value.{kind}"] = value
-    return {name: tensor.contiguous() for name, tensor in renamed.items()}
+def to_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
+    """Our state dict under the names of transformers, each tensor contiguous, tied ones once."""
+    found: dict[str, Tensor] = {}
+    for ours, theirs in _pairs(shape):
+        found |= _moved(state, ours, theirs)
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
-def from_hf_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """A `BertForMaskedLM` state dict under our names."""
-    renamed = _rename(state, layers, to_theirs=False)
-    for number in range(layers):
-        for kind in ("weight", "bias"):
-            parts = [state[f"{_THEIR_SELF.format(number)}.{part}.{kind}"] for part in ("key", "value")]
-            renamed[f"{_KEY_VALUE.format(number)}.{kind}"] = torch.cat(parts)
-    return renamed
+def from_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
+    """A state dict of transformers' masked language model under our names.
+
+    Raises:
+        KeyError: a weight that is missing.
+    """
+    found: dict[str, Tensor] = {}
+    for ours, theirs in _pairs(shape):
+        found |= _moved(state, theirs, ours)
+    return found
 
 
-def load_hf(config: "BertConfig", state: dict[str, Tensor]) -> Bert:
-    """Our model with the weights of a `BertForMaskedLM`.
+def load_hf(config: "PreTrainedConfig", state: dict[str, Tensor]) -> Bert:
+    """Our model with the weights of a `BertForMaskedLM` or `ModernBertForMaskedLM`.
 
     Raises:
         UserError: another architecture, or weights that are missing.
     """
     model = Bert(from_hf_config(config))
     try:
-        model.load_state_dict(from_hf_state(state, model.shape.layers))
+        model.load_state_dict(from_hf_state(state, model.shape))
     except KeyError as error:
-        raise UserError(f"checkpoint has no weight {error}: it must be a BertForMaskedLM") from None
+        raise UserError(f"checkpoint has no weight {error}: it must be a {HEADS[model.shape.family]}") from None
     except RuntimeError as error:
         raise UserError(f"checkpoint's weights do not fit its config.json: {' '.join(str(error).split())}") from None
     return model
 
 
-def _rename(state: dict[str, Tensor], layers: int, to_theirs: bool) -> dict[str, Tensor]:
-    pairs = list(_EMBEDDINGS)
-    pairs += [(ours.format(n), theirs.format(n)) for n in range(layers) for ours, theirs in _LAYER]
-    renamed = {}
-    for pair in pairs:
-        source, target = pair if to_theirs else pair[::-1]
-        endings = ("",) if source.endswith((".weight", ".bias")) else (".weight", ".bias")
-        for ending in endings:
-            renamed[target + ending] = state[source + ending]
-    return renamed
+def _pairs(shape: BertShape) -> Iterator[tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+    """(ours, theirs) for each tensor: names with their parts of the whole."""
+    endings = ("",) if shape.is_modern else (".weight", ".bias")
+    for pair in _MODERN if shape.is_modern else _BERT:
+        ours, theirs = (((names, 1),) if isinstance(names, str) else names for names in pair)
+        for number in range(shape.layers if "{}" in ours[0][0] else 1):
+            if shape.is_modern and ours[0][0].format(number).startswith(_ABSENT):
+                continue
+            for ending in ("",) if ours[0][0].endswith((".weight", ".bias")) else endings:
+                yield tuple([(name.format(number) + ending, part) for name, part in side] for side in (ours, theirs))  # type: ignore[misc]
+
+
+def _moved(
+    state: dict[str, Tensor], sources: list[tuple[str, int]], targets: list[tuple[str, int]]
+) -> dict[str, Tensor]:
+    parts = [state[name] for name, _ in sources]
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if len(targets) == 1:
+        return {targets[0][0]: whole}
+    unit = len(whole) // sum(part for _, part in targets)
+    return dict(zip((name for name, _ in targets), whole.split([unit * part for _, part in targets]), strict=True))

@@ -8,12 +8,16 @@ from sctd_kernels import linear_gelu
 
 
 class MlmHead(nn.Module):
-    """Dense, GELU, LayerNorm, then the tied word embeddings and a bias of its own."""
+    """Dense, GELU, LayerNorm, then the tied word embeddings and a bias of its own.
 
-    def __init__(self, hidden_size: int, vocab_size: int, eps: float) -> None:
+    Args:
+        bias: of the dense layer and the norm.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, eps: float, bias: bool = True) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dense = nn.Linear(hidden_size, hidden_size, bias)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps, bias=bias)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x: Tensor, word_VD: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Layers are numbered from 0. The trunk, `0 .. first_dropped-1`, and the tail, the last `full_tail`, see all tokens. Of
 the layers between, the first one updates the kept tokens while its keys and values still come from all of them; the
 others see the kept tokens alone. At the end the kept rows take their new state and the others leave as they came in.
+Kept tokens keep their places: where positions are rotations, they turn by those of the whole row.
 
 random-LTD (Yao et al. 2022) instead draws a new subset for each middle layer and merges after each.
 
@@ -110,12 +111,13 @@ class TokenDropping:
         if first_BSD is None:
             kept_BKD, rest_BSD = split(hidden_BSD, selection)
             first_mask = _mask(selection.carried, segments_BS)
-            kept_BKD = layers[0](kept_BKD, hidden_BSD, first_mask, row_seed_B)
+            context_BSD = hidden_BSD if keep < ids_BS.shape[1] else None  # all kept: bit for bit the full path
+            kept_BKD = layers[0](kept_BKD, context_BSD, first_mask, row_seed_B, selection.kept_BK)
         else:
             kept_BKD, rest_BSD = gather(first_BSD, selection), hidden_BSD
         mask = _mask(selection.carried)
         for layer in layers[1:]:
-            kept_BKD = layer(kept_BKD, None, mask, row_seed_B)
+            kept_BKD = layer(kept_BKD, None, mask, row_seed_B, selection.kept_BK)
         return merge(rest_BSD, kept_BKD, selection)
 
     def _one_layer(
@@ -130,7 +132,8 @@ class TokenDropping:
     ) -> Tensor:
         selection = _choose(ids_BS, ranking_V, keep, row_seed_B, segments_BS)
         kept_BKD, rest_BSD = split(hidden_BSD, selection)
-        return merge(rest_BSD, layer(kept_BKD, None, _mask(selection.carried), row_seed_B), selection)
+        kept_BKD = layer(kept_BKD, None, _mask(selection.carried), row_seed_B, selection.kept_BK)
+        return merge(rest_BSD, kept_BKD, selection)
 
 
 def _choose(ids_BS: Tensor, ranking_V: Tensor, keep: int, row_seed_B: Tensor, segments_BS: Tensor | None) -> Selection:

@@ -10,6 +10,7 @@ from sctd.objective.arms import ARMS, Selection
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import HybridScheduleHook
+from sctd.schedule import Schedule, ramp
 
 
 def build_model(
@@ -28,7 +29,7 @@ def build_model(
         per_layer = arm.selection is Selection.RANDOM_PER_LAYER
         dropping = TokenDropping(shape.vocab_size, always, special.pad, per_layer, device)
     model = PretrainingModel(
-        Bert(shape, config.model.layer_norm, train.checkpoint_activations),
+        Bert(shape, config.model.layer_norm, train.checkpoint_activations, device),
         arm.layer_plan(config.model),
         config.objective,
         dropping,
@@ -47,11 +48,11 @@ def build_model(
 
 def build_hook(config: Config, length: int) -> HybridScheduleHook:
     """The hybrid schedule of `config.arm` on rows of `length` tokens."""
-    arm = ARMS[config.arm]
+    arm, schedule, steps, ratio = ARMS[config.arm], config.schedule, config.train.steps, config.model.keep_ratio
     return HybridScheduleHook(
         drops=arm.drops,
         interval=config.objective.interval if arm.aligns else 0,
-        keep_ratio=config.model.keep_ratio,
+        keep_ratio=Schedule((1, ramp(0, steps, ratio, 1.0) if arm.keep_grows else ratio)),
         length=length,
-        grow_steps=config.train.steps if arm.keep_grows else 0,
+        dropping=(schedule.full_start + 1, steps - schedule.full_finish) if arm.drops else (1, 0),
     )

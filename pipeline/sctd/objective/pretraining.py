@@ -7,10 +7,14 @@ The last layer updates only the positions that a loss looks at ([CLS] and the pr
 from all): nothing else leaves the network, so nothing is lost. With `semantic_positions: all` the alignment looks at
 every position and the last layer is computed in full.
 
+The alignment compares states as the next module reads them: in a modernbert behind the norm that it puts before them.
+
 Legend: B rows, S positions, M predicted positions, Q = 1 + M output positions, D hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +33,15 @@ _FULL_PATH = 1  # stream of row seeds: where the paths of an ALIGN step part, th
 
 @dataclass
 class PathOutput:
-    """One path: X_{l-1} at all positions, X_l at the positions that losses look at, and the MLM loss per target."""
+    """One path: X_{l-1} at all positions, X_l at the positions that losses look at, and the MLM loss per target.
+
+    logits_BMV: in evaluation alone.
+    """
 
     penultimate_BSD: Tensor
     last: Tensor
     losses_BM: Tensor
-    is_correct_BM: Tensor | None
+    logits_BMV: Tensor | None
 
 
 class PretrainingModel(nn.Module):
@@ -77,36 +84,54 @@ class PretrainingModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch and its parts, detached.
 
+        In evaluation the full path also hands out `accuracy` and `logits`, (B, M, V).
+
         Args:
             input_ids: int64 (B, S), corrupted.
             positions: int64 (B, M), the predicted positions; labels: int64 (B, M), their original ids.
             row_seed: int64 (B,), orders ties of the selection.
             phase: set by the hybrid schedule hook. keep: K, likewise.
         """
-        segments_BS = self._documents(input_ids)
+        drop, full = self.paths(input_ids, positions, labels, row_seed, phase, keep)
+        parts = self.parts(drop, full, input_ids)
+        loss = self.mlm(parts)
+        semantic = self.semantic(parts)
+        loss = loss if semantic is None else loss + semantic
+        if full is not None and full.logits_BMV is not None:
+            parts["accuracy"] = (full.logits_BMV.argmax(-1) == labels).float().mean()
+            parts["logits"] = full.logits_BMV
+        return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
+
+    def paths(
+        self, ids_BS: Tensor, positions_BM: Tensor, labels_BM: Tensor, row_seed_B: Tensor, phase: Phase, keep: int
+    ) -> tuple[PathOutput | None, PathOutput | None]:
+        """The dropping and the full path, as far as the phase has them."""
+        segments_BS = self._documents(ids_BS)
         mask = None if segments_BS is None else segment_mask(segments_BS, segments_BS)
-        trunk_BSD = self.bert.embeddings(input_ids, row_seed)
+        trunk_BSD = self.bert.embeddings(ids_BS, row_seed_B)
         for layer in self.bert.layers[: self.plan.first_dropped]:
-            trunk_BSD = layer(trunk_BSD, None, mask, row_seed)
+            trunk_BSD = layer(trunk_BSD, None, mask, row_seed_B)
 
         middle = self.bert.layers[self.plan.middle]
+        scores_V = sum_count_2V = None
+        if self.importance is not None:
+            scores_V = self.importance.scores_V
+            sum_count_2V = self.importance.sum_count_2V if self.training else None
         drop = full = first_BSD = None
         if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
-            first_BSD = middle[0](trunk_BSD, None, mask, row_seed)
+            first_BSD = middle[0](trunk_BSD, None, mask, row_seed_B)
             full_BSD = first_BSD
-            seed = mix_rows(row_seed, _FULL_PATH) if phase is Phase.ALIGN else row_seed
+            seed_B = mix_rows(row_seed_B, _FULL_PATH) if phase is Phase.ALIGN else row_seed_B
             for layer in middle[1:]:
-                full_BSD = layer(full_BSD, None, mask, seed)
-            full = self._tail(full_BSD, positions, labels, segments_BS, mask, seed, None)
+                full_BSD = layer(full_BSD, None, mask, seed_B)
+            # The table gathers the losses of the path that trains alone, and of the dropping one where both do.
+            gathers = sum_count_2V if phase is Phase.FULL else None
+            full = self._tail(full_BSD, positions_BM, labels_BM, segments_BS, mask, seed_B, gathers)
         if phase is not Phase.FULL:
             assert self.dropping is not None, "a dropping phase needs a dropping arm"
-            scores_V = sum_count_2V = None
-            if self.importance is not None:
-                scores_V = self.importance.scores_V
-                sum_count_2V = self.importance.sum_count_2V if self.training else None
-            merged_BSD = self.dropping(middle, trunk_BSD, input_ids, scores_V, row_seed, keep, segments_BS, first_BSD)
-            drop = self._tail(merged_BSD, positions, labels, segments_BS, mask, row_seed, sum_count_2V)
-        return self._combine(drop, full, input_ids)
+            merged_BSD = self.dropping(middle, trunk_BSD, ids_BS, scores_V, row_seed_B, keep, segments_BS, first_BSD)
+            drop = self._tail(merged_BSD, positions_BM, labels_BM, segments_BS, mask, row_seed_B, sum_count_2V)
+        return drop, full
 
     def _documents(self, ids_BS: Tensor) -> Tensor | None:
         """Number of the document that each position belongs to, its separator included: int32 (B, S)."""
@@ -129,51 +154,60 @@ class PretrainingModel(nn.Module):
         for layer in whole:
             hidden_BSD = layer(hidden_BSD, None, mask, row_seed_B)
         if self.objective.semantic_positions == "all":
-            last = last_layer(hidden_BSD, None, mask, row_seed_B)
+            last = self.bert.norm(last_layer(hidden_BSD, None, mask, row_seed_B))
             targets_BMD = gather_rows(last, positions_BM)
         else:
             outputs_BQ = torch.cat([torch.zeros_like(positions_BM[:, :1]), positions_BM], dim=1)
             if segments_BS is not None:
                 mask = segment_mask(segments_BS.gather(1, outputs_BQ), segments_BS)
-            last = last_layer(gather_rows(hidden_BSD, outputs_BQ), hidden_BSD, mask, row_seed_B)
+            outputs_BQD = gather_rows(hidden_BSD, outputs_BQ)
+            last = self.bert.norm(last_layer(outputs_BQD, hidden_BSD, mask, row_seed_B, outputs_BQ))
             targets_BMD = last[:, 1:]
         logits_NV = self.bert.logits(targets_BMD.flatten(0, 1))
         losses_BM = token_losses(logits_NV, labels_BM.flatten(), sum_count_2V).view(labels_BM.shape)
-        is_correct_BM = None if self.training else logits_NV.argmax(-1).view(labels_BM.shape) == labels_BM
-        return PathOutput(hidden_BSD, last, losses_BM, is_correct_BM)
+        logits_BMV = None if self.training else logits_NV.view(*labels_BM.shape, -1)
+        return PathOutput(hidden_BSD, last, losses_BM, logits_BMV)
 
-    def _combine(
-        self, drop: PathOutput | None, full: PathOutput | None, ids_BS: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of arm and phase: the mean of the MLM terms plus lambda times the sum of the KL terms.
-
-        The switches of the terms speak of ALIGN steps, where both paths are there; one path alone is its MLM loss.
-        """
-        cfg, aligns = self.objective, drop is not None and full is not None
-        parts, mlm, semantic = {}, [], []
+    def parts(self, drop: PathOutput | None, full: PathOutput | None, ids_BS: Tensor) -> dict[str, Tensor]:
+        """The terms by name, each without its weight; those that this phase and these switches have."""
+        cfg, parts = self.objective, {}
         if drop is not None:
             parts["mlm_drop"] = drop.losses_BM.mean()
-            mlm += [parts["mlm_drop"]] if cfg.mlm_drop or not aligns else []
         if full is not None:
             parts["mlm_full"] = full.losses_BM.mean()
-            mlm += [parts["mlm_full"]] if cfg.mlm_full or not aligns else []
         if drop is not None and full is not None:
             if cfg.kl_global:
                 parts["kl_global"] = self._kl(full.last, drop.last, ids_BS)
-                semantic.append(parts["kl_global"])
             if cfg.kl_local:
-                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD, ids_BS)
-                semantic.append(parts["kl_local"])
-        terms = [term / len(mlm) for term in mlm] + [cfg.kl_weight * term for term in semantic]
-        loss = sum(terms[1:], terms[0])
-        if full is not None and full.is_correct_BM is not None:
-            parts["accuracy"] = full.is_correct_BM.float().mean()
-        return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
+                read: Any = self.bert.layers[-1].read
+                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD, ids_BS, read)
+        return parts
 
-    def _kl(self, teacher_BTD: Tensor, student_BTD: Tensor, ids_BS: Tensor) -> Tensor:
-        if self.objective.detach_teacher:
-            teacher_BTD = teacher_BTD.detach()
+    def mlm(self, parts: dict[str, Tensor]) -> Tensor:
+        """Mean of the MLM terms. The switches speak of ALIGN steps, where both paths are there; one path alone is its
+        own MLM loss. 0 where both are switched off."""
+        cfg, both = self.objective, {"mlm_drop", "mlm_full"} <= parts.keys()
+        wanted = {"mlm_drop": cfg.mlm_drop or not both, "mlm_full": cfg.mlm_full or not both}
+        terms = [parts[name] for name, counts in wanted.items() if counts and name in parts]
+        return sum(terms[1:], terms[0]) / len(terms) if terms else torch.zeros_like(parts["mlm_drop"])
+
+    def semantic(self, parts: dict[str, Tensor]) -> Tensor | None:
+        """lambda times the sum of the KL terms; None where there is none."""
+        terms = [parts[name] for name in ("kl_global", "kl_local") if name in parts]
+        return self.objective.kl_weight * sum(terms[1:], terms[0]) if terms else None
+
+    def _kl(
+        self,
+        teacher_BTD: Tensor,
+        student_BTD: Tensor,
+        ids_BS: Tensor,
+        read: Callable[[Tensor], Tensor] = lambda states: states,
+    ) -> Tensor:
+        counts_N = None
         if self.objective.semantic_positions == "cls":
-            return hidden_kl(teacher_BTD[:, 0], student_BTD[:, 0])
-        assert self.dropping is not None
-        return hidden_kl(teacher_BTD.flatten(0, 1), student_BTD.flatten(0, 1), (ids_BS != self.dropping.pad).flatten())
+            teacher_ND, student_ND = read(teacher_BTD[:, 0]), read(student_BTD[:, 0])
+        else:
+            assert self.dropping is not None
+            teacher_ND, student_ND = read(teacher_BTD).flatten(0, 1), read(student_BTD).flatten(0, 1)
+            counts_N = (ids_BS != self.dropping.pad).flatten()
+        return hidden_kl(teacher_ND.detach() if self.objective.detach_teacher else teacher_ND, student_ND, counts_N)

@@ -8,16 +8,19 @@ Legend: S positions a row, Q queries and C context of a layer, M predicted posit
 H heads, V vocabulary, N parameters.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 
-from sctd.model.bert import BertShape
+from sctd.model.shape import BertShape
 from sctd.objective.schedule import Phase
+from sctd.plan.steps import Step
 from sctd.train.accounting import StepFlops
 
 STAGES = (0, 1, 2, 3)
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once
 _LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps gathered
 _FLOAT = 4
+_FACTS = 2 * _FLOAT  # of a norm: mean and deviation of a position
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Memory:
 def parameter_count(shape: BertShape) -> int:
     """N, exactly; the head shares the word embeddings."""
     width, inner, vocab = shape.hidden_size, shape.intermediate_size, shape.vocab_size
+    if shape.is_modern:  # two norms a layer but one in the first, and those of embeddings, head and last states
+        layer = 4 * width * width + 3 * width * inner + 2 * width
+        return (vocab + 2) * width + shape.layers * layer + width * width + vocab
     embeddings = (vocab + shape.max_positions + 2) * width + 2 * width
     attention = 4 * width * (width + 1)
     feed_forward = 2 * width * inner + inner + width
@@ -68,24 +74,18 @@ def parameter_count(shape: BertShape) -> int:
     return embeddings + shape.layers * (attention + feed_forward + 4 * width) + head
 
 
-def memory(
-    work: StepFlops,
-    phases: list[tuple[Phase, int]],
-    gpus: int,
-    stage: int,
-    precision: str,
-    micro_batch: int,
-    masks: bool = False,
-) -> Memory:
-    """The peak over the phases of an arm.
+def memory(steps: Iterable[Step], gpus: int, stage: int, precision: str, micro_batch: int) -> Memory:
+    """The peak over the kinds of steps, with the Triton kernels.
 
     Args:
-        phases: (phase, K) of the steps that occur.
         micro_batch: rows that a GPU runs at once.
-        masks: whether dropout masks are stored (the torch kernels do) or worked out again (the Triton kernels).
     """
+    return max((_of_step(step, gpus, stage, precision, micro_batch) for step in steps), key=lambda taken: taken.total)
+
+
+def _of_step(step: Step, gpus: int, stage: int, precision: str, micro_batch: int) -> Memory:
+    work, phase, keep = step
     count, store = parameter_count(work.shape), storage_of(precision, stage)
-    phase, keep = max(phases, key=lambda step: saved(work, step[0], step[1], store, masks))
     low = store.product
     part = 1 if stage == 0 else gpus
     return Memory(
@@ -93,17 +93,15 @@ def memory(
         masters=0 if stage == 0 else _FLOAT * count / part,
         gradients=_gradients(count, gpus, stage, low),
         optimizer=2 * _FLOAT * count / part,
-        activations=micro_batch * saved(work, phase, keep, store, masks),
+        activations=micro_batch * saved(work, phase, keep, store),
         logits=micro_batch * logits(work, phase, store),
-        buffers=_fixed_buffers(count, stage, precision) + micro_batch * _working_set(work, phase, keep, store, masks),
+        buffers=_fixed_buffers(count, stage, precision) + micro_batch * _working_set(work, phase, keep, store),
     )
 
 
-def largest_micro_batch(
-    work: StepFlops, phases: list[tuple[Phase, int]], gpus: int, stage: int, precision: str, usable: float
-) -> int:
+def largest_micro_batch(steps: Collection[Step], gpus: int, stage: int, precision: str, usable: float) -> int:
     """Rows that fit into `usable` bytes, 0 where not one does."""
-    empty, one = (memory(work, phases, gpus, stage, precision, rows).total for rows in (0, 1))
+    empty, one = (memory(steps, gpus, stage, precision, rows).total for rows in (0, 1))
     return max(0, int((usable - empty) // (one - empty)))
 
 
@@ -127,30 +125,43 @@ def _fixed_buffers(count: int, stage: int, precision: str) -> float:
     return low * _BUCKET + (low * min(count, _LIVE) if stage == 3 else 0)  # a bucket of full size, whatever N is
 
 
-def saved(work: StepFlops, phase: Phase, keep: int, store: Storage, masks: bool) -> float:
-    """Bytes that one row's forward keeps for its backward, the logits apart."""
-    width = work.shape.hidden_size
+def saved(work: StepFlops, phase: Phase, keep: int, store: Storage, plain: bool = False) -> float:
+    """Bytes that one row's forward keeps for its backward, the logits apart.
+
+    Args:
+        plain: whether the torch kernels run, which store what the Triton kernels work out again: dropout masks, and the
+            GELU in a GeGLU.
+    """
+    width, layers = work.shape.hidden_size, work.layers(phase, keep)
     if work.recompute:
-        kept = [float(_inputs(work, *layer) * store.hidden) for layer in work.layers(phase, keep)]
+        kept = [float(_inputs(work, *layer) * store.hidden) for layer in layers]
     else:
-        kept = [layer_saved(work, *layer, store, masks) for layer in work.layers(phase, keep)]
-    embeddings = work.length * (width * store.hidden + 2 * _FLOAT + 8)
-    head = work.targets * (width * (3 * store.product + store.hidden) + 2 * _FLOAT + 8)
+        kept = [layer_saved(work, *layer, store, plain) for layer in layers]
+    norm = width * store.hidden + _FACTS
+    ends = work.length * (norm + 8)
+    if work.shape.is_modern:  # a norm behind the last layer, and none before the first one's attention
+        ends += work.heads(phase) * work.outputs * norm - (0 if work.recompute else work.length * norm)
+    head = work.targets * (3 * width * store.product + norm + 8)
     alignment = 0
     if phase is Phase.ALIGN and work.align_full and work.outputs == work.length:
         alignment = 2 * 2 * _FLOAT * work.length * width  # the log-softmax of two pairs of states
-    return embeddings + sum(kept) + work.heads(phase) * head + alignment
+    return ends + sum(kept) + work.heads(phase) * head + alignment
 
 
-def layer_saved(work: StepFlops, queries: int, context: int, store: Storage, masks: bool) -> float:
+def layer_saved(work: StepFlops, queries: int, context: int, store: Storage, plain: bool = False) -> float:
     """Bytes that one layer keeps of one row."""
     shape = work.shape
-    width, product = shape.hidden_size, store.product
-    inputs = (queries + context) * width if store.casts else _inputs(work, queries, context)
+    width, inner, product = shape.hidden_size, shape.intermediate_size, store.product
+    norm = width * store.hidden + _FACTS
+    entering = _inputs(work, queries, context)
+    inputs = ((queries + context) * width if store.casts else entering) * product
     attention = 2 * (queries + context) * width * product + queries * shape.heads * _FLOAT
-    feed_forward = queries * (width + 2 * shape.intermediate_size) * product
-    norms = 2 * queries * (width * (store.hidden + masks) + 2 * _FLOAT)
-    return inputs * product + attention + feed_forward + norms
+    if shape.is_modern:
+        turned = context * width * product  # keys; the values keep the projection of both
+        norms = (entering // width + queries) * norm
+        return inputs + attention + turned + queries * (width + (3 + plain) * inner) * product + norms
+    masks = width if plain and shape.dropout else 0
+    return inputs + attention + queries * (width + 2 * inner) * product + 2 * queries * (norm + masks)
 
 
 def logits(work: StepFlops, phase: Phase, store: Storage) -> float:
@@ -163,9 +174,10 @@ def _inputs(work: StepFlops, queries: int, context: int) -> int:
     return (queries if queries == context else queries + context) * work.shape.hidden_size
 
 
-def _working_set(work: StepFlops, phase: Phase, keep: int, store: Storage, masks: bool) -> float:
+def _working_set(work: StepFlops, phase: Phase, keep: int, store: Storage) -> float:
     """What the backward of one layer holds for a while: its gradients, and its activations where it ran again."""
     shape = work.shape
-    gradients = work.length * (2 * shape.intermediate_size + 4 * shape.hidden_size) * store.product
-    again = max(layer_saved(work, *layer, store, masks) for layer in work.layers(phase, keep))
+    inner = (3 if shape.is_modern else 2) * shape.intermediate_size
+    gradients = work.length * (inner + 4 * shape.hidden_size) * store.product
+    again = max(layer_saved(work, *layer, store) for layer in work.layers(phase, keep))
     return gradients + (again if work.recompute else 0)

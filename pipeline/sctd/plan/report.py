@@ -1,23 +1,19 @@
 """`sctd plan`: the prediction for a recipe on a number of GPUs, as text."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from sctd.config import Config
 from sctd.errors import UserError
-from sctd.model.bert import BertShape
-from sctd.objective.arms import ARMS
-from sctd.objective.schedule import HybridScheduleHook, Phase
 from sctd.plan import speed
 from sctd.plan.memory import STAGES, Memory, largest_micro_batch, memory, parameter_count
 from sctd.plan.speed import StepTime, step_time
-from sctd.train.accounting import GPUS, Gpu, StepFlops, step_flops
+from sctd.plan.steps import Step, shares
+from sctd.train.accounting import GPUS, Gpu, StepFlops
+from sctd.train.export import shape_of
 
 USABLE = 0.92  # of a GPU's memory: CUDA, NCCL and fragments take the rest
 _VOCABULARY = 30522  # BERT's, where neither recipe nor corpus says
-_SAMPLES = 1000  # of the schedule of K
 _PARTS = {
     "parameters": "parameters",
     "masters": "float32 masters",
@@ -40,18 +36,31 @@ class Machine:
     def usable(self) -> float:
         return USABLE * self.gpu.capacity
 
+    def precision(self, config: Config) -> str:
+        """`train.precision`, or what `auto` stands for here."""
+        asked = config.train.precision
+        return asked if asked != "auto" else "bf16" if self.gpu.bf16 else "fp16"
+
 
 @dataclass(frozen=True)
 class Job:
-    """What runs: counts of a row, and the share of the optimizer steps with each phase and K."""
+    """What runs: the kinds of its optimizer steps, with their shares of all."""
 
     config: Config
-    work: StepFlops
-    steps: dict[tuple[Phase, int], float]
+    steps: dict[Step, float]
+
+    @property
+    def work(self) -> StepFlops:
+        """Of the first step; shape, length and recomputation are those of all."""
+        return next(iter(self.steps)).work
 
     def mean(self) -> float:
         """Model FLOPs of a row, over the schedule."""
-        return sum(share * self.work.row(*step) for step, share in self.steps.items())
+        return sum(share * work.row(phase, keep) for (work, phase, keep), share in self.steps.items())
+
+    def executed(self) -> float:
+        """The same of all that is computed, some of it twice."""
+        return sum(share * work.hardware_row(phase, keep) for (work, phase, keep), share in self.steps.items())
 
 
 @dataclass(frozen=True)
@@ -120,43 +129,20 @@ def check(config: Config, machine: Machine, seq_len: int | None) -> None:
 
 
 def make_job(config: Config, length: int) -> Job:
-    model = config.model
-    shape = BertShape(
-        model.vocab_size or _VOCABULARY,
-        model.layers,
-        model.hidden_size,
-        model.heads,
-        model.intermediate_size,
-        model.max_positions,
-    )
-    return Job(config, step_flops(config, shape, length), dict(_schedule(config, length)))
-
-
-def _schedule(config: Config, length: int) -> Iterator[tuple[tuple[Phase, int], float]]:
-    """Shares of the steps by phase and K; a K that grows is sampled."""
-    arm, total = ARMS[config.arm], config.train.steps
-    grow = total if arm.keep_grows else 0
-    hook = HybridScheduleHook(arm.drops, 0, config.model.keep_ratio, length, grow)
-    aligned = total // config.objective.interval / total if arm.aligns else 0.0
-    samples = range(1, total + 1, max(1, total // _SAMPLES)) if grow else range(1, 2)
-    for keep, times in Counter(hook.keep(step) for step in samples).items():
-        share = times / len(samples)
-        yield (hook.phase(1), keep), share * (1 - aligned)
-        if aligned:
-            yield (Phase.ALIGN, keep), share * aligned
+    return Job(config, shares(config, shape_of(config, config.model.vocab_size or _VOCABULARY), length))
 
 
 def forecast(job: Job, machine: Machine, stage: int) -> Forecast:
     """Memory with the recipe's micro-batch, and the time with it or, where it does not fit, the largest that does."""
-    train, phases = job.config.train, list(job.steps)
+    train, precision = job.config.train, machine.precision(job.config)
     share = train.batch_size // machine.gpus
     wanted = min(train.micro_batch_size or share, share)
-    largest = largest_micro_batch(job.work, phases, machine.gpus, stage, train.precision, machine.usable)
+    largest = largest_micro_batch(job.steps, machine.gpus, stage, precision, machine.usable)
     micro = max((rows for rows in range(1, min(wanted, largest) + 1) if share % rows == 0), default=0)
-    taken = memory(job.work, phases, machine.gpus, stage, train.precision, wanted)
+    taken = memory(job.steps, machine.gpus, stage, precision, wanted)
     time = None
     if micro:
-        time = step_time(job.work, job.steps, machine.gpu, machine.gpus, stage, train.precision, micro, share // micro)
+        time = step_time(job.steps, machine.gpu, machine.gpus, stage, precision, micro, share // micro)
     return Forecast(stage, taken, largest, micro, time)
 
 
@@ -165,16 +151,17 @@ def _heading(recipe: str, job: Job, machine: Machine) -> list[str]:
     share = train.batch_size // machine.gpus
     micro = min(train.micro_batch_size or share, share)
     vocabulary = f"{shape.vocab_size} token ids" + ("" if config.model.vocab_size else " (assumed)")
-    peak = gpu.single if train.precision == "fp32" else gpu.half
+    precision = machine.precision(config)
+    peak = gpu.single if precision == "fp32" else gpu.half
     count = parameter_count(shape)
     reach = f"products {speed.PRODUCTS:.0%} and attention {speed.ATTENTION:.0%} of peak"
     reach += f", memory {speed.BANDWIDTH:.0%} and link {speed.LINK:.0%} of their bandwidths, {USABLE:.0%} of the memory"
     fabric = f", {speed.FABRIC / _GB:.0f} GB/s for each GPU between nodes of {speed.NODE}"
     nodes = fabric if machine.gpus > speed.NODE else ""
     return [
-        f"recipe    {recipe}, arm {config.arm}, {train.precision}: a prediction from shapes and data sheets",
-        f"model     {shape.layers} layers x {shape.hidden_size}, {vocabulary}, {count / 1e6:.1f}M parameters, "
-        f"rows of {job.work.length} tokens",
+        f"recipe    {recipe}, arm {config.arm}, {precision}: a prediction from shapes and data sheets",
+        f"model     {shape.family}, {shape.layers} layers x {shape.hidden_size}, {vocabulary}, "
+        f"{count / 1e6:.1f}M parameters, rows of {job.work.length} tokens",
         f"batch     {train.batch_size} rows a step = {machine.gpus} GPUs x {micro} at once x {share // micro}",
         f"machine   {machine.gpus} x {machine.name}: {peak / 1e12:g} TFLOP/s, {gpu.bandwidth / _GB:g} GB/s, "
         f"{gpu.capacity / _GB:g} GB, link {gpu.link / _GB:g} GB/s",
@@ -186,16 +173,14 @@ def _flops(job: Job, baseline: Job) -> list[str]:
     work, rows = job.work, job.config.train.batch_size
     full = baseline.mean()
     lines = [f"{'FLOPs':<22}{'GF/token':>12}{'TF/step':>12}{'of baseline':>14}"]
-    seen = {phase: 0.0 for phase, _ in job.steps}
-    for (phase, keep), share in job.steps.items():
-        seen[phase] += share * work.row(phase, keep)
-    for phase, total in seen.items():
-        share = sum(part for (name, _), part in job.steps.items() if name is phase)
-        lines.append(_flops_line(f"  {phase}, {share:.0%} of steps", total / share, work.length, rows, full))
+    for name in dict.fromkeys(phase for _, phase, _ in job.steps):
+        steps = {step: share for step, share in job.steps.items() if step.phase is name}
+        share = sum(steps.values())
+        mean = replace(job, steps=steps).mean() / share
+        lines.append(_flops_line(f"  {name}, {share:.0%} of steps", mean, work.length, rows, full))
     lines.append(_flops_line(f"  mean of {job.config.arm}", job.mean(), work.length, rows, full))
     if work.recompute:
-        executed = sum(share * work.hardware_row(*step) for step, share in job.steps.items())
-        lines.append(_flops_line("  executed", executed, work.length, rows, full))
+        lines.append(_flops_line("  executed", job.executed(), work.length, rows, full))
     if job.config.arm != "baseline":
         lines.append(_flops_line("  baseline", full, work.length, rows, full))
     return lines
@@ -206,8 +191,9 @@ def _flops_line(name: str, row: float, length: int, rows: int, full: float) -> s
 
 
 def _memory(job: Job, machine: Machine, forecasts: list[Forecast]) -> list[str]:
-    train = job.config.train
-    other = replace(job, work=replace(job.work, recompute=not job.work.recompute))
+    config, train = job.config, job.config.train
+    turned = replace(train, checkpoint_activations=not train.checkpoint_activations)
+    other = make_job(replace(config, train=turned), job.work.length)
     others = [forecast(other, machine, item.stage) for item in forecasts]
     how = ("stored", "computed again")
     this, that = reversed(how) if job.work.recompute else how
@@ -239,8 +225,8 @@ def _row(name: str, cells: list[str]) -> str:
 
 def _time(job: Job, machine: Machine, forecasts: list[Forecast]) -> list[str]:
     train, length = job.config.train, job.work.length
-    executed = sum(share * job.work.hardware_row(*step) for step, share in job.steps.items())
-    peak = machine.gpus * (machine.gpu.single if train.precision == "fp32" else machine.gpu.half)
+    single = machine.precision(job.config) == "fp32"
+    peak = machine.gpus * (machine.gpu.single if single else machine.gpu.half)
 
     def cells(form: str, scale: float, power: int) -> list[str]:
         return [form.format(scale * item.time.total**power) if item.time else "-" for item in forecasts]
@@ -252,7 +238,7 @@ def _time(job: Job, machine: Machine, forecasts: list[Forecast]) -> list[str]:
         _row("  rows/s", cells("{:,.0f}", rows, -1)),
         _row("  tokens/s", cells("{:,.0f}", rows * length, -1)),
         _row("  mfu", cells("{:.1%}", rows * job.mean() / peak, -1)),
-        _row("  hfu", cells("{:.1%}", rows * executed / peak, -1)),
+        _row("  hfu", cells("{:.1%}", rows * job.executed() / peak, -1)),
         _row(f"  days for {train.steps} steps", cells("{:.2f}", days, 1)),
         _row("  GPU-hours", cells("{:,.0f}", days * 24 * machine.gpus, 1)),
         _row("  bound by", [limit(job, machine, item) for item in forecasts]),

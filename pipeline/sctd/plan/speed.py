@@ -5,10 +5,12 @@ Legend: S positions a row, K kept, Q queries of a layer, M predicted positions, 
 vocabulary, N parameters.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sctd.objective.schedule import Phase
 from sctd.plan.memory import Storage, parameter_count, storage_of
+from sctd.plan.steps import Step
 from sctd.train.accounting import Gpu, StepFlops
 
 PRODUCTS = 0.65  # of the peak, in large matrix products
@@ -18,11 +20,16 @@ LINK = 0.70  # of the link's, in collectives
 NODE = 8  # GPUs
 FABRIC = 25e9  # bytes/s of a network adapter, 200 Gbit/s, of which a node has one for each GPU
 
-# Passes over the states of a layer, forward and backward, where dropout + residual + LayerNorm and bias + GELU are one
-# kernel each: the two of a layer read and write 4 x D, GELU 2 x E; their backwards as much and one E more; gradients of
-# residuals and inputs are added up in 9 x D; gradients of biases read 5 x D and 1 x E.
-_WIDE, _INNER = 30, 6
-_WIDE_FORWARD, _INNER_FORWARD = 8, 2
+# Passes over the states of a layer outside its products, so many times D and times E.
+# bert: dropout + residual + LayerNorm and bias + GELU are one kernel each; the two of a layer read and write 4 x D,
+# GELU 2 x E; their backwards as much and one E more; gradients of residuals and inputs are added up in 9 x D; gradients
+# of biases read 5 x D and 1 x E.
+# modernbert: two norms of 2 x D, two residuals of 3 x D, queries and keys turned in 2 x D each, GeGLU in 3 x E; their
+# backwards: a norm 5 x D, it reads its states twice, a turn 2 x D, GeGLU 5 x E; gradients are added up in 9 x D. Each
+# of its two dropouts, where there are any, takes 2 x D either way.
+_FORWARD = {"bert": (8, 2), "modernbert": (14, 3)}
+_BACKWARD = {"bert": (22, 4), "modernbert": (23, 5)}
+_DROPOUT = {"bert": 0, "modernbert": 4}
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,7 @@ class StepTime:
 
 
 def step_time(
-    work: StepFlops,
-    steps: dict[tuple[Phase, int], float],
+    steps: Mapping[Step, float],
     gpu: Gpu,
     gpus: int,
     stage: int,
@@ -51,13 +57,13 @@ def step_time(
     """Prediction for an optimizer step of `accumulation` micro-batches.
 
     Args:
-        steps: share of the steps that have this phase and K.
+        steps: the kinds of steps, and their shares of all.
     """
     store, rows = storage_of(precision, stage), micro_batch * accumulation
-    count = parameter_count(work.shape)
+    count = parameter_count(next(iter(steps)).work.shape)
     peak = gpu.single if precision == "fp32" else gpu.half
     compute = moved = 0.0
-    for (phase, keep), share in steps.items():
+    for (work, phase, keep), share in steps.items():
         attention = work.attention(phase, keep) * (4 / 3 if work.recompute else 1)
         other = work.hardware_row(phase, keep) - attention
         compute += share * rows * (other / PRODUCTS + attention / ATTENTION) / peak
@@ -71,12 +77,12 @@ def step_time(
 
 def _row_bytes(work: StepFlops, phase: Phase, keep: int, store: Storage) -> float:
     """Memory traffic of one row outside matrix products."""
-    width, inner = work.shape.hidden_size, work.shape.intermediate_size
+    shape, forwards = work.shape, 2 if work.recompute else 1
+    width, dropout = shape.hidden_size, _DROPOUT[shape.family] if shape.dropout else 0
+    (wide, deep), (wide_back, deep_back) = _FORWARD[shape.family], _BACKWARD[shape.family]
+    wide, deep = forwards * (wide + dropout) + wide_back + dropout, forwards * deep + deep_back
     queries = sum(layer[0] for layer in work.layers(phase, keep))
-    wide, deep = _WIDE, _INNER
-    if work.recompute:
-        wide, deep = wide + _WIDE_FORWARD, deep + _INNER_FORWARD
-    total = queries * (wide * width * store.hidden + deep * inner * store.product)
+    total = queries * (wide * width * store.hidden + deep * shape.intermediate_size * store.product)
     total += work.heads(phase) * 4 * work.targets * work.shape.vocab_size * store.product
     if phase is not Phase.FULL:
         middle = work.plan.layers - work.plan.first_dropped - work.plan.full_tail

@@ -7,13 +7,12 @@ Legend: S positions a row, K kept, Q query positions, M predicted positions, D h
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from sctd.config import Config
 from sctd.data.masking import target_count
-from sctd.model.bert import BertShape
+from sctd.model.shape import BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS, Selection
 from sctd.objective.schedule import Phase
@@ -79,7 +78,7 @@ class StepFlops:
 
         What attention kernels compute again within themselves is not counted.
         """
-        return self.row(phase, keep) + (self._encoder(phase, keep) if self.recompute else 0.0)
+        return self.row(phase, keep) + (self._again(phase, keep) if self.recompute else 0.0)
 
     def token(self, phase: Phase, keep: int, padding: float = 0.0) -> float:
         """Model FLOPs for each token that is no padding; `padding`: share of the positions that are."""
@@ -108,13 +107,22 @@ class StepFlops:
         """The part of `row` that attention's two products take."""
         return 3.0 * sum(self._scores(*layer) for layer in self.layers(phase, keep))
 
+    def _again(self, phase: Phase, keep: int) -> float:
+        """What a recomputed forward costs. It ends where all that the backward needs is there: without dropout, the last
+        product of a modernbert's layers feeds nothing that is."""
+        last = 2.0 * self.shape.hidden_size * self.shape.intermediate_size
+        unused = sum(queries for queries, _ in self.layers(phase, keep)) * last
+        spared = self.shape.is_modern and not self.shape.dropout
+        return self._encoder(phase, keep) - (unused if spared else 0.0)
+
     def _encoder(self, phase: Phase, keep: int) -> float:
         return sum(self._layer(*layer) for layer in self.layers(phase, keep))
 
     def _layer(self, queries: int, context: int) -> float:
         width, inner = self.shape.hidden_size, self.shape.intermediate_size
         projections = 4 * queries * width * width + 4 * context * width * width
-        return projections + self._scores(queries, context) + 4 * queries * width * inner
+        matrices = 3 if self.shape.is_modern else 2  # of the feed-forward: the gate has its own
+        return projections + self._scores(queries, context) + 2 * matrices * queries * width * inner
 
     def _scores(self, queries: int, context: int) -> float:
         return 4.0 * queries * context * self.shape.hidden_size
@@ -123,10 +131,14 @@ class StepFlops:
         return 2.0 * self.targets * self.shape.hidden_size * (self.shape.hidden_size + self.shape.vocab_size)
 
 
-def step_flops(config: Config, shape: BertShape, length: int) -> StepFlops:
-    """The count for rows of `length` tokens under this configuration."""
+def step_flops(config: Config, shape: BertShape, length: int, share: float | None = None) -> StepFlops:
+    """The count for rows of `length` tokens under this configuration.
+
+    Args:
+        share: of the tokens that are predicted; None: as the run begins.
+    """
     arm = ARMS[config.arm]
-    targets = target_count(config.data.mask_probability, length)
+    targets = target_count(config.data.mask_probability if share is None else share, length)
     return StepFlops(
         shape,
         arm.layer_plan(config.model),
@@ -137,17 +149,6 @@ def step_flops(config: Config, shape: BertShape, length: int) -> StepFlops:
         per_layer=arm.selection is Selection.RANDOM_PER_LAYER,
         recompute=config.train.checkpoint_activations,
     )
-
-
-def seconds_left(config: Config, lengths: tuple[int, ...], record: dict[str, Any], goal: int) -> float:
-    """From a record of the metrics to step `goal`, at the record's tokens a second.
-
-    lengths: tokens a row, and of the warm-up's rows where there is one.
-    """
-    steps = goal - record["step"]
-    short = min(steps, max(0, config.data.warmup_steps - record["step"]))
-    rows = (steps - short) * lengths[0] + short * lengths[-1]
-    return rows * config.train.batch_size / float(record["tokens_per_s"])
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:

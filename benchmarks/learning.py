@@ -1,0 +1,220 @@
+"""What leaves the MLM plateau: each lever alone and together, in both families; and the arms behind it.
+
+    python benchmarks/learning.py embedded --work runs/learning
+    python benchmarks/learning.py wiki --source wiki-train-0.jsonl.xz --work runs/learning
+    python benchmarks/learning.py tables
+
+`embedded`: encoders of 4 x 128 on the documentation that Python carries, 600 steps of 32 rows of 128 tokens (2.5M
+tokens), and the two demos with the recipe that they replaced, 1,300 steps; three seeds. `wiki`: 6 x 128 on one file of
+English Wikipedia, 2,500 steps (10.2M tokens). Every run is `sctd pretrain`; one that is complete in --work is not
+trained again, one that is not goes on. --only takes runs by name. Writes results/learning-WHAT-<device>.json after each
+run; `tables` writes the tables of docs/learning.md and the picture of the README from them.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sctd.bench.result import write_result
+from sctd.train.monitor import read_metrics
+
+HERE = Path(__file__).parent
+RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
+KEYS = ("step", "tokens", "flops", "valid_loss", "valid_gap", "valid_accuracy", "context_use", "breakthrough_step")
+Runs = dict[str, tuple[str, ...]]  # by name: overrides of the recipe `demo`
+
+BERT = (
+    "model.family=bert", "model.heads=2", "model.intermediate_size=512", "model.layer_norm_eps=1e-12",
+    "optimizer.name=adamw", "schedule.name=linear", "schedule.decay_steps=0", "optimizer.clip=1.0",
+)  # fmt: skip
+BASELINE = ("arm=baseline", "schedule.full_start=0", "schedule.full_finish=0")
+SHORT = (*BASELINE, "train.steps=600", "schedule.warmup_steps=100")
+CALM = ("schedule.name=wsd", "schedule.decay_steps=120", "optimizer.clip=0.5")
+MUON, SINES = ("optimizer.name=muon",), ("model.positions=sinusoidal",)
+MASKS = ("data.mask_probability=0.4", "data.mask_stages=[[301,0.15]]")
+ROTARY = ("optimizer.name=adamw", "schedule.name=wsd", "schedule.decay_steps=120")
+
+EMBEDDED: Runs = {
+    "bert, as it was": (*SHORT, *BERT),
+    "bert, weights N(0, 0.08)": (*SHORT, *BERT, "model.initializer_range=0.08"),
+    "bert, WSD and clip 0.5": (*SHORT, *BERT, *CALM),
+    "bert, mask rate 40 % then 15 %": (*SHORT, *BERT, *CALM, *MASKS),
+    "bert, sinusoidal positions": (*SHORT, *BERT, *CALM, *SINES),
+    "bert, Muon": (*SHORT, *BERT, *CALM, *MUON),
+    "bert, sinusoidal positions and Muon": (*SHORT, *BERT, *CALM, *SINES, *MUON),
+    "modernbert, AdamW": (*SHORT, *ROTARY),
+    "modernbert, Muon": (*SHORT, *ROTARY, *MUON),
+    "modernbert, Muon, mask rate 40 % then 15 %": (*SHORT, *ROTARY, *MUON, *MASKS),
+    "old demo (bert, sctd)": (*BERT, "schedule.full_start=0", "schedule.full_finish=0"),
+    "demo-bert": ("extends=demo-bert",),
+    "demo": (),
+    "demo, baseline": BASELINE,
+    "demo, no full start or finish": ("schedule.full_start=0", "schedule.full_finish=0"),
+}  # fmt: skip
+
+LARGER = (
+    "model.layers=6", "train.steps=2500", "train.valid_every=250", "train.valid_rows=1024", "run.examples=[]",
+    "optimizer.name=adamw", "schedule.name=linear", "schedule.decay_steps=0",
+)  # fmt: skip
+STABLE = ("schedule.name=wsd", "schedule.decay_steps=500", "optimizer.clip=0.5")
+PHASES = ("schedule.full_start=750", "schedule.full_finish=250")
+WIKI: Runs = {
+    "baseline": (*LARGER, *BASELINE),
+    "sctd, full start and finish": (*LARGER, *PHASES),
+    "token drop, full start and finish": (*LARGER, *PHASES, "arm=token_drop"),
+    "token drop": (*LARGER, *BASELINE, "arm=token_drop"),
+    "sctd": (*LARGER, *BASELINE, "arm=sctd"),
+    "baseline, Muon": (*LARGER, *BASELINE, *MUON),
+    "sctd, full start and finish, Muon": (*LARGER, *PHASES, *MUON),
+    "bert baseline, sinusoidal positions and Muon": (*LARGER, *BASELINE, *BERT, *STABLE, *SINES, *MUON),
+}  # fmt: skip
+SUITES = {
+    "embedded": (EMBEDDED, ("--source", "embedded", "--vocab-size", "4096", "--valid-fraction", "0.05"), (1, 2, 3)),
+    "wiki": (WIKI, ("--vocab-size", "8192"), (1,)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*SUITES, "tables"])
+    parser.add_argument("--source", help="text of the `wiki` runs")
+    parser.add_argument("--work", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--only", nargs="+", help="names of runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    args = parser.parse_args()
+    if args.what == "tables":
+        tables()
+        return
+    runs, prepare, seeds = SUITES[args.what]
+    corpus = args.work / args.what / "corpus"
+    source = ("--source", args.source) if args.source else ()
+    sctd("prepare", *prepare, *source, "--seq-len", "128", "--out", str(corpus))
+    entropy = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["unigram_entropy"]
+    jobs = [(name, seed) for seed in args.seeds or seeds for name in args.only or runs]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for _ in pool.map(lambda job: train(args.work / args.what, corpus, *job, runs[job[0]]), jobs):
+            found = collect(args.work / args.what, runs)
+            path = write_result(RESULTS, f"learning-{args.what}", {"unigram_entropy": entropy, "runs": found})
+    print(f"written {path}")
+
+
+def train(work: Path, corpus: Path, name: str, seed: int, overrides: tuple[str, ...]) -> None:
+    """One run to its end, wherever it stands."""
+    run_dir = folder(work, name, seed)
+    if (run_dir / "export").is_dir():
+        return
+    recipe, rest = "demo", overrides
+    if rest[:1] and rest[0].startswith("extends="):
+        recipe, rest = rest[0].removeprefix("extends="), rest[1:]
+    resume = ["--resume"] if (run_dir / "config.yaml").is_file() else []
+    own = (f"data.corpus={corpus}", f"run.dir={run_dir}", f"run.seed={seed}", "train.keep_checkpoints=1")
+    sctd("pretrain", recipe, *rest, *own, *resume, log=run_dir.with_suffix(".log"))
+    print(f"{name}, seed {seed}: {read_metrics(run_dir)[-1]['valid_gap']:.2f} nats below unigram", flush=True)
+
+
+def folder(work: Path, name: str, seed: int) -> Path:
+    plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+    return work / f"{plain}-{seed}"
+
+
+def sctd(*words: str, log: Path | None = None) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    if log is None:
+        subprocess.run([sys.executable, "-m", "sctd", *words], check=True, env=environment)
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        subprocess.run([sys.executable, "-m", "sctd", *words], check=True, env=environment, stdout=file, stderr=file)
+
+
+def collect(work: Path, runs: Runs) -> dict[str, Any]:
+    """By name and seed: the validations, and how fast it went."""
+    found: dict[str, Any] = {}
+    for name, overrides in runs.items():
+        for path in sorted(work.glob(folder(work, name, 0).name[:-1] + "[0-9]*")):
+            seed = path.name.rpartition("-")[2]
+            records = read_metrics(path)
+            if not seed.isdigit() or folder(work, name, int(seed)) != path or not (path / "export").is_dir():
+                continue
+            curve = [
+                {key: record.get(key) for key in KEYS} for record in records if record.get("valid_loss") is not None
+            ]
+            speed = statistics.median(record["tokens_per_s"] for record in records)
+            entry = found.setdefault(name, {"overrides": overrides, "seeds": {}})
+            entry["seeds"][seed] = {"curve": curve, "tokens_per_s": speed, "seconds": records[-1]["seconds"]}
+    return found
+
+
+def tables() -> None:
+    """The tables of docs/learning.md and docs/learning.png, from the results of this device or else of any."""
+    page = (DOCS / "learning.md").read_text(encoding="utf-8")
+    for what in SUITES:
+        result = json.loads(next(RESULTS.glob(f"learning-{what}-*.json")).read_text(encoding="utf-8"))
+        table = "\n".join(_table(result))
+        mark = re.compile(rf"(<!-- {what} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        page = mark.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", page)
+        if what == "embedded":
+            _draw(result, DOCS / "learning.png")
+    (DOCS / "learning.md").write_text(page, encoding="utf-8")
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    """A row for each run: medians over its seeds, with the least and the most of the gaps where there are several."""
+    lines = [
+        "| run | tokens | seeds | held-out loss | gap (nats) | masked accuracy | context use | breakthrough | FLOPs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    whole = {}
+    for name, entry in result["runs"].items():
+        curves = [seed["curve"] for seed in entry["seeds"].values()]
+        last = [curve[-1] for curve in curves]
+        middle = {key: statistics.median(point[key] for point in last) for key in KEYS[:-1]}
+        gaps = sorted(point["valid_gap"] for point in last)
+        spread = f" ({gaps[0]:.2f} to {gaps[-1]:.2f})" if len(gaps) > 1 else ""
+        escapes = [point["breakthrough_step"] for point in last]
+        steps = ", ".join("-" if step is None else f"{step}" for step in escapes)
+        base = whole.setdefault(middle["tokens"], middle["flops"])
+        lines.append(
+            f"| {name} | {middle['tokens'] / 1e6:.1f}M | {len(last)} | {middle['valid_loss']:.3f} | "
+            f"{middle['valid_gap']:.2f}{spread} | {middle['valid_accuracy']:.1%} | {middle['context_use']:.2f} | "
+            f"{steps} | {middle['flops'] / base:.2f} |"
+        )
+    return lines
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    """Held-out loss over tokens: the recipe as it was, and the two demos."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {"old demo (bert, sctd)": "#888888", "demo-bert": "#d1742b", "demo": "#2b6cb0"}
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for name, colour in shown.items():
+        for number, seed in enumerate(result["runs"][name]["seeds"].values()):
+            points = seed["curve"]
+            axis.plot(
+                [point["tokens"] / 1e6 for point in points], [point["valid_loss"] for point in points], ".-", ms=4,
+                color=colour, alpha=0.9 if number == 0 else 0.4, label=name if number == 0 else None,
+            )  # fmt: skip
+    axis.axhline(result["unigram_entropy"], color="#999999", lw=0.8, ls=":")
+    axis.annotate("unigram entropy", (0.99, result["unigram_entropy"]), xycoords=("axes fraction", "data"), va="bottom",
+                  ha="right", fontsize=8)  # fmt: skip
+    axis.set_xlabel("tokens trained on (millions)")
+    axis.set_ylabel("held-out MLM loss (nats)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
