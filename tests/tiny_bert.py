@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import BertForMaskedLM, BertTokenizer, ModernBertForMaskedLM
+
+from sctd.model.convert import to_hf_config
+from sctd.model.shape import BertShape
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 FILLER = [
@@ -41,13 +44,15 @@ def tiny_tokenizer(folder: Path) -> BertTokenizer:
     return BertTokenizer(vocab=str(vocabulary), do_lower_case=True)
 
 
-def tiny_bert(folder: Path, positions: int = 64, seed: int = 0, **config: Any) -> Path:
+def tiny_bert(folder: Path, positions: int = 64, seed: int = 0, family: str = "bert", dropout: float = 0.1) -> Path:
     """A random model with its tokenizer, as transformers saves them."""
     tokenizer = tiny_tokenizer(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape = BertShape(len(tokenizer), 2, 32, 2, 64, positions, dropout, dropout, family=family)
     torch.manual_seed(seed)
-    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **sizes | config))
-    model.save_pretrained(folder)
+    head = ModernBertForMaskedLM if shape.is_modern else BertForMaskedLM
+    head(to_hf_config(shape, 0, 2, 3)).save_pretrained(folder)
+    if shape.is_modern:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -82,6 +87,17 @@ def write_rte(folder: Path, train: int = 160, dev: int = 60, seed: int = 1) -> P
             rows.append((sentence(draw), pair, ("entailment", "not_entailment")[label], number))
         write_table(folder / "RTE" / f"{split}.tsv", ("sentence1", "sentence2", "label", "idx"), rows)
     return folder
+
+
+def write_order(path: Path, rows: int) -> Path:
+    """A probing task that is neither trivial nor hopeless: whether two words stand in this order."""
+    draw, lines = random.Random(3), []
+    for number in range(rows):
+        words = draw.choices(FILLER, k=8)
+        label = "yes" if words.index(min(words)) < words.index(max(words)) else "no"
+        lines.append(f"{('tr', 'tr', 'va', 'te')[number % 4]}\t{label}\t{' '.join(words)}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def write_stsb(folder: Path, train: int = 200, dev: int = 60) -> Path:

@@ -83,9 +83,14 @@ def test_the_original_ids_cut_to_the_original_sentences(sample: Sentences) -> No
 # ---- what fills the gaps
 
 
-def test_the_full_path_fills_as_the_exported_model_does(runs: dict[str, Path], sample: Sentences) -> None:
-    model = AutoModelForMaskedLM.from_pretrained(open_encoder(str(runs["sctd"])).source).eval()
-    filled = reconstructor(runs["sctd"], 12).fill(sample.batches, drop=False)
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_the_full_path_fills_as_the_exported_model_does(
+    runs: dict[str, Path], modern: Path, sample: Sentences, family: str
+) -> None:
+    run = runs["sctd"] if family == "bert" else modern
+    model = AutoModelForMaskedLM.from_pretrained(open_encoder(str(run)).source).eval()
+    filled = reconstructor(run, 12).fill(sample.batches, drop=False)
+    assert len(np.unique(filled[filled != np.concatenate([batch["input_ids"] for batch in sample.batches])])) > 5
     for number, batch in enumerate(sample.batches):
         with torch.no_grad():
             best = model(batch["input_ids"]).logits.argmax(-1)
@@ -186,6 +191,14 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert [p["step"] for p in json.loads((run / "evaluation" / "drift.json").read_text())["points"]] == [12]
 
 
+@needs_encoder
+def test_a_run_drops_between_its_phases_on_the_full_path(modern: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drift(capsys, modern, "--sentences", "16")
+    points = json.loads((modern / "evaluation" / "drift.json").read_text())["points"]
+    dropped = {point["step"]: point["cosine"] != point["cosine_full"] for point in points}
+    assert dropped == {4: False, 8: True, 12: False}
+
+
 # ---- the picture
 
 
@@ -203,7 +216,7 @@ def test_the_inset_has_the_gap_to_the_baseline() -> None:
     assert (name, others) == ("d", []) and [step for step, _ in gap] == [10, 20]
     assert [value for _, value in gap] == pytest.approx([0.1, 0.05])
     figure = Figure()
-    draw_drift(figure.add_subplot(), curves, {"b": "red", "d": "blue"})
+    draw_drift(figure.add_subplot(), curves, {"b": "red", "d": "blue"}, similarity_gaps(curves))
     left, right = figure.axes
     assert len(left.child_axes) == 1 and left.lines[1].get_xdata().tolist() == [10, 20, 30]
     assert right.lines[0].get_xdata().tolist() == [20]

@@ -1,7 +1,6 @@
 """Evaluation while a run trains: what it measures is what `sctd probe` measures, and the training does not notice."""
 
 import os
-import random
 import signal
 import subprocess
 from concurrent.futures import Future
@@ -20,37 +19,9 @@ from sctd.evaluate.tasks import load_task
 from sctd.evaluate.training import Setting, fit
 from sctd.train.evaluation import _scores
 from support import assert_same_run, environment, launcher, records, train, until
+from tiny_bert import write_order
 
 STEPS = ("train.steps=8", "train.save_every=4")
-WORDS = ["the", "of", "a", "list", "and", "object", "value", "if", "is", "not", "to", "in", "function", "string"]
-
-
-def write_task(path: Path, rows: int) -> Path:
-    """A probing task that is neither trivial nor hopeless: whether two words stand in this order."""
-    draw, lines = random.Random(3), []
-    for number in range(rows):
-        words = draw.choices(WORDS, k=8)
-        label = "yes" if words.index(min(words)) < words.index(max(words)) else "no"
-        lines.append(f"{('tr', 'tr', 'va', 'te')[number % 4]}\t{label}\t{' '.join(words)}\n")
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("task") / "order.txt", 400)
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task of one's own to fine-tune on."""
-    folder = tmp_path_factory.mktemp("own")
-    for split, rows in (("train", 96), ("dev", 40)):
-        lines = [f"the list {('is', 'was')[n % 2]} not empty {n}\t{('now', 'then')[n % 2]}\n" for n in range(rows)]
-        (folder / f"{split}.tsv").write_text("words\ttense\n" + "".join(lines), encoding="utf-8")
-    text = "kind: classification\ntext: words\nlabel: tense\nlr: 1e-3\nfiles: {train: train.tsv, dev: dev.tsv}\n"
-    (folder / "when.yaml").write_text(text, encoding="utf-8")
-    return folder / "when.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +54,10 @@ def test_scores_are_in_the_records_and_on_the_board(watched: Path) -> None:
         assert {event.step: event.value for event in board.Scalars(name)} == pytest.approx(scores)
 
 
-def test_scores_are_those_of_the_checkpoint(watched: Path, task: Path, own: Path) -> None:
-    encoder, last = open_encoder(str(watched)), records(watched)[-1]
+@pytest.mark.parametrize("run", ["watched", "modern"])
+def test_scores_are_those_of_the_checkpoint(run: str, task: Path, own: Path, request: pytest.FixtureRequest) -> None:
+    run_dir = request.getfixturevalue(run)
+    encoder, last = open_encoder(str(run_dir)), records(run_dir)[-1]
     found = layer_accuracies(encoder, read_task(str(task), None), "mean")
     assert last["eval/probe_order"] == pytest.approx(found[-1]["accuracy"], abs=0.011)
     assert last["eval/probe_order_best"] == pytest.approx(max(layer["accuracy"] for layer in found), abs=0.011)
@@ -100,7 +73,7 @@ def test_the_clock_stands_still(watched: Path) -> None:
 
 def test_a_signal_ends_the_evaluation_and_saves(recipe: Path, plain: Path, task: Path, tmp_path: Path) -> None:
     """To rank 1 of 2, while rank 0 measures the weights of both; then the run goes on under another ZeRO stage."""
-    large, run_dir, scratch = write_task(tmp_path / "large.txt", 60_000), tmp_path / "run", tmp_path / "scratch"
+    large, run_dir, scratch = write_order(tmp_path / "large.txt", 60_000), tmp_path / "run", tmp_path / "scratch"
     scratch.mkdir()
     arguments = [f"run.dir={run_dir}", *STEPS, "evaluation.every=2", f"evaluation.probes=[{large}]"]
     process = subprocess.Popen(

@@ -14,13 +14,14 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
 
 from sctd.cli import main
 from sctd.evaluate.results import read_cells
-from support import train
 from tiny_bert import tiny_bert, tiny_tokenizer, write_conll, write_lines, write_rte, write_squad, write_stsb
 
 QUICK = ("--steps", 10, "--lr", 1e-3, "--batch-size", 16)
@@ -318,15 +319,12 @@ def test_own_length_is_the_tasks(call: Caller, tmp_path: Path, data: Path) -> No
 # ---- what is evaluated
 
 
-def test_a_runs_results_go_to_its_folder(
-    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = tmp_path / "run"
-    train(recipe, run_dir, "train.steps=3")
+def test_a_runs_results_go_to_its_folder(modern: Path, data: Path, tmp_path: Path) -> None:
     words = ["--task", "rte", "--data-dir", str(data), "--seeds", "1", *map(str, QUICK)]
-    assert main(["finetune", str(run_dir), *words]) == 0
-    assert (run_dir / "evaluation/step-00000003/finetune/rte/lr0.001-b16-seed1-10steps/result.json").is_file()
-    assert main(["export", str(run_dir), "--out", str(tmp_path / "export")]) == 0
+    assert main(["finetune", str(modern), *words]) == 0
+    path = modern / "evaluation/step-00000012/finetune/rte/lr0.001-b16-seed1-10steps/result.json"
+    assert json.loads(path.read_text())["max_length"] == 64, "no table of positions: what the run was made for"
+    assert main(["export", str(modern), "--out", str(tmp_path / "export")]) == 0
     assert "RTE: accuracy" in (tmp_path / "export" / "README.md").read_text()
 
 
@@ -334,6 +332,7 @@ OTHERS = {
     "roberta": (RobertaConfig, RobertaForMaskedLM, {"pad_token_id": 0, "type_vocab_size": 1}),
     "distilbert": (DistilBertConfig, DistilBertForMaskedLM, {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}),
     "electra": (ElectraConfig, ElectraForMaskedLM, {"embedding_size": 16}),
+    "modernbert": (ModernBertConfig, ModernBertForMaskedLM, {"pad_token_id": 0}),
 }
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModel, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from sctd.cli import main
 from sctd.errors import UserError
@@ -18,6 +19,7 @@ from sctd.evaluate.encoder import open_encoder
 from sctd.evaluate.layers import batches, sentence_vectors
 from sctd.evaluate.pictures import colours, draw_probe
 from sctd.evaluate.probe import layer_accuracies, read_task
+from sctd.model.convert import load_hf
 from support import ROOT, train
 from tiny_bert import FILLER
 
@@ -71,6 +73,21 @@ def test_vectors_are_those_of_each_sentence_alone(run: Path) -> None:
         expected = torch.stack([layer[0, 1:-1].mean(0) for layer in hidden]).numpy()
         np.testing.assert_allclose(means[:, number], expected, atol=4e-3)
         np.testing.assert_allclose(firsts[:, number], torch.stack([layer[0, 0] for layer in hidden]), atol=4e-3)
+
+
+def test_vectors_of_a_modernbert_are_what_the_next_module_reads(modern: Path) -> None:
+    encoder = open_encoder(str(modern))
+    weights = load_file(Path(encoder.source) / "model.safetensors")
+    ours = load_hf(AutoConfig.from_pretrained(encoder.source), weights).eval()
+    ids_1S = AutoTokenizer.from_pretrained(encoder.source)("the list of values.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = [ours.embeddings(ids_1S)]
+        for layer in ours.layers:
+            states.append(layer(states[-1]))
+        reads = [*(layer.read for layer in ours.layers), ours.norm]
+        expected = [read(state)[0, 1:-1].mean(0) for read, state in zip(reads, states, strict=True)]
+    found = sentence_vectors(encoder, ["the list of values."], "mean")[:, 0]
+    np.testing.assert_allclose(found, torch.stack(expected), atol=4e-3)
 
 
 def test_a_sentence_beyond_the_positions_is_cut(run: Path) -> None:

@@ -21,10 +21,18 @@ from sctd.evaluate.tasks import load_task
 from sctd.evaluate.training import Outcome, Setting, evaluation_steps, fit, metric_names
 from tiny_bert import tiny_bert, write_conll, write_copa, write_rte, write_squad, write_stsb
 
+FAMILIES = ("bert", "modernbert")
+
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("model") / "tiny")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("model")
+    return {family: tiny_bert(folder / family, family=family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoints: dict[str, Path]) -> Path:
+    return checkpoints["bert"]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +63,10 @@ HEADS = {
 }
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", HEADS)
-def test_the_model_is_that_of_a_plain_script(checkpoint: Path, data: Path, task: str) -> None:
-    head, labels = HEADS[task]
+def test_the_model_is_that_of_a_plain_script(checkpoints: dict[str, Path], data: Path, task: str, family: str) -> None:
+    (head, labels), checkpoint = HEADS[task], checkpoints[family]
     found = material(checkpoint, data, task)
     ours = build_model(found.encoder, found.task, found.train.classes, seed=3)
     torch.manual_seed(3)
@@ -70,18 +79,19 @@ def test_the_model_is_that_of_a_plain_script(checkpoint: Path, data: Path, task:
     heads = {name.split(".")[0] for name in state if not other[name].equal(state[name])}
     assert heads <= {"classifier", "qa_outputs", "bert"}  # BERT's pooler is a part of the head
     assert any(not other[name].equal(state[name]) for name in state)
-    assert all(other[name].equal(state[name]) for name in state if ".encoder." in name)
+    assert all(other[name].equal(state[name]) for name in state if ".layer" in name)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", HEADS)
-def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: Path, task: str) -> None:
+def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: Path, task: str, family: str) -> None:
     """Dropout is off: its draws would depend on how batches are padded."""
-    checkpoint = tiny_bert(tmp_path / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    checkpoint = tiny_bert(tmp_path / "still", family=family, dropout=0.0)
     found = material(checkpoint, data, task)
     one = found.data(None, 1)
     outcome = run(found, 1e-3, 8, steps=12)
     model = build_model(found.encoder, found.task, found.train.classes, seed=1).train()
-    plain = [p for name, p in model.named_parameters() if "LayerNorm" in name or name.endswith("bias")]
+    plain = [p for name, p in model.named_parameters() if "norm" in name.lower() or name.endswith("bias")]
     decayed = [p for p in model.parameters() if all(p is not other for other in plain)]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
@@ -105,9 +115,12 @@ def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: 
         assert outcome.predictions["last"]["dev"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_predictions_do_not_depend_on_the_batch(checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_do_not_depend_on_the_batch(
+    checkpoints: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     for task in ("squad2", "conll03", "copa"):
-        found = material(checkpoint, data, task)
+        found = material(checkpoints[family], data, task)
         model, one = build_model(found.encoder, found.task, found.train.classes, 1), found.data(None, 1)
         predicted = []
         for tokens in (64, 100_000):

@@ -23,7 +23,7 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = sctd("status", run_dir).stdout
     process.kill()
     process.wait()
-    assert f"held by process {process.pid} on" in said and "running" in said and "asked" not in said
+    assert f"held by process {process.pid} on" in said and "running" in said and "\nasked" not in said
     goal = records(run_dir)[-1]["step"] + 3
     train(recipe, run_dir, *steps, f"train.stop_at={goal}", "--resume")
     return run_dir
@@ -33,8 +33,12 @@ def test_status_tells_the_chain_of_jobs(run: Path) -> None:
     done = sctd("status", run)
     assert done.returncode == 0, done.stderr
     last, attempts = records(run)[-1], read_attempts(run)
-    assert "sctd, 4 layers x 32" in done.stdout and f"step {last['step']:,} of 4,000" in done.stdout
+    assert "sctd, bert, 4 layers x 32" in done.stdout and f"step {last['step']:,} of 4,000" in done.stdout
     assert f"{last['loss']:.4f}, held-out {last['valid_loss']:.4f}" in done.stdout
+    gap, use = abs(last["valid_gap"]), last["context_use"]
+    side = "below" if last["valid_gap"] > 0 else "above"
+    assert f"learning     {gap:.2f} nats {side} the unigram entropy (not yet 1 nat below it)" in done.stdout
+    assert f"context use {use:.2f}, masked accuracy {last['valid_accuracy']:.1%}" in done.stdout
     assert "nobody works on it" in done.stdout and "attempts     3" in done.stdout
     chain = done.stdout.splitlines()[-3:]
     assert "steps 0 to 3  done" in chain[0] and "killed" in chain[1] and "done" in chain[2]

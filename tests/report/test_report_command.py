@@ -19,7 +19,7 @@ from pages import Reader, assert_stands_for_itself
 from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablations import ABLATIONS, describe
-from sctd.report.arms import group
+from sctd.report.arms import group, partners
 from sctd.report.document import Picture
 from sctd.report.gather import gather
 from sctd.report.losses import loss_section
@@ -78,7 +78,7 @@ def test_the_page_stands_for_itself_and_has_everything(whole_report: Path) -> No
     ):  # fmt: skip
         assert expected in said, expected
     files = whole_report.with_name("report-tables")
-    assert reader.tags.count("svg") == len(list(files.glob("*.png"))) == 9
+    assert reader.tags.count("svg") == len(list(files.glob("*.png"))) == 10
     assert reader.tags.count("table") == len(list(files.glob("*.csv"))) == len(list(files.glob("*.md"))) - 1
     index = (files / "README.md").read_text(encoding="utf-8")
     assert all(f"({path.name})" in index for path in files.glob("*.png"))
@@ -255,6 +255,57 @@ def test_labels_of_ticks_do_not_run_into_each_other(runs: Runs) -> None:
             assert len(boxes) > 2 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), axes.get_xlabel()
 
 
+def rewrite(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    lines = [json.dumps(change(record)) + "\n" for record in records(run)]
+    (run / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def broken_through(record: dict[str, Any]) -> dict[str, Any]:
+    """As if at step 4."""
+    return record | ({"breakthrough_step": 4} if "valid_loss" in record and record["step"] >= 4 else {})
+
+
+def test_breakthroughs_are_told_run_by_run_and_counted_by_arm(runs: Runs, tmp_path: Path) -> None:
+    first, second, old, out = runs("sctd"), runs("sctd", "late", seed=2), runs("baseline"), tmp_path / "r.html"
+    rewrite(first, broken_through)
+    keys = ("valid_gap", "context_use", "breakthrough_step")  # which earlier versions did not write
+    rewrite(old, lambda record: {key: value for key, value in record.items() if key not in keys})
+    said = undrawn(out, first, second, old)
+    rows, last = table(out, "learning"), records(first)[-1]
+    assert {name: row["breakthrough at step"] for name, row in rows.items()} == {
+        "sctd": "4", "late": "not reached", "baseline": "",
+    }  # fmt: skip
+    assert float(rows["sctd"]["gap"]) == pytest.approx(last["valid_gap"], rel=1e-6)
+    assert float(rows["sctd"]["context use"]) == pytest.approx(last["context_use"], rel=1e-6)
+    assert {label: row["broke through"] for label, row in table(out, "held-out-loss").items()} == {
+        "SCTD": "1", "baseline": "",
+    }  # fmt: skip
+    assert "Without a breakthrough, so that their losses say little of arms: late (see Losses)." in said
+    undrawn(out, old)
+    assert not (tmp_path / "r-tables" / "learning.csv").exists()
+
+
+def test_the_curve_has_the_unigram_entropy_the_breakthrough_and_the_phases(runs: Runs) -> None:
+    run = runs("sctd", schedule={"full_start": 3, "full_finish": 2})
+    rewrite(run, broken_through)
+    pictures = {part.name: part for part in loss_section(group(gather([run]))).parts if isinstance(part, Picture)}
+    figure = Figure()
+    pictures["held-out-loss"].fill(figure)
+    upper, *lower = figure.axes
+    lines = {(line.get_linestyle(), line.get_marker()): line for line in upper.lines}
+    assert lines["--", "None"].get_ydata()[0] == read_manifest(run / "corpus").unigram_entropy
+    star = lines["None", "*"]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (4, records(run)[3]["valid_loss"])
+    borders = [line.get_xdata()[0] for line in upper.lines if line.get_linestyle() == ":"]
+    assert borders == [3.5, 8.5]
+    assert [len(axes.lines) for axes in lower] == [1, 1, 1]
+    figure = Figure()
+    pictures["alignment"].fill(figure)
+    for axes, key in zip(figure.axes, ("kl_global", "kl_local", "kl_gradient"), strict=True):
+        known = {record["step"]: record[key] for record in records(run) if record.get(key) is not None}
+        assert dict(zip(*axes.lines[0].get_data(), strict=True)) == known and list(known) == [4, 8]
+
+
 # ---- what is missing, and what differs -----------------------------------------------------------------------------
 
 
@@ -296,6 +347,49 @@ def test_what_differs_in_more_than_the_method_is_not_compared(runs: Runs, tmp_pa
     assert not (tmp_path / "r-tables" / "difference-1.csv").exists()
     assert table(out, "cost")["SCTD"]["hours vs. baseline"] == ""
     assert {row["baseline"] for row in table(out, "recipes").values()} == {"0.001"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"family": "modernbert"}},
+        {"train": {"precision": "bf16"}},
+        {"data": {"mask_stages": [[5, 0.3]]}},
+        {"optimizer": {"name": "muon"}},
+    ],
+)
+def test_other_settings_are_another_class(runs: Runs, change: dict[str, Any]) -> None:
+    groups = group(gather([runs("baseline"), runs("sctd", **change)]))
+    assert len({each.kind for each in groups}) == 2 and partners(groups) == []
+    families = ["baseline (BERT)", "SCTD (ModernBERT)"] if "model" in change else ["baseline", "SCTD"]
+    assert [each.label for each in groups] == families
+
+
+def test_phases_belong_to_the_method_and_two_dropping_arms_need_the_same(runs: Runs, tmp_path: Path) -> None:
+    phases = {"full_start": 3, "full_finish": 2}
+    places = runs("baseline"), runs("sctd", schedule=phases), runs("sctd", "drop", arm="token_drop")
+    said = undrawn(tmp_path / "r.html", *places)
+    assert "SCTD and token drop drop otherwise (other layers, shares or steps)" in said
+    pairs = [(first.label, second.label) for first, second in partners(group(gather(places)))]
+    assert sorted(pairs) == [("SCTD", "baseline"), ("token drop", "baseline")]
+    places = *places[:2], runs("sctd", "alike", arm="token_drop", schedule=phases)
+    pairs = [(first.label, second.label) for first, second in partners(group(gather(places)))]
+    assert ("SCTD", "token drop") in pairs and "drop otherwise" not in undrawn(tmp_path / "r.html", *places)
+
+
+def test_a_label_names_what_tells_most(runs: Runs) -> None:
+    """Of many settings that differ those first that tell a group from most others."""
+    changed = {"optimizer": {"lr": 5e-4, "clip": 0.5}, "model": {"family": "modernbert"}}
+    places = runs("sctd"), runs("sctd", "b", objective={"interval": 9}), runs("sctd", "c", **changed)
+    assert [each.label for each in group(gather(places))] == [
+        "SCTD (BERT, interval 4, 2 more)", "SCTD (BERT, interval 9, 2 more)", "SCTD (ModernBERT, 3 more)",
+    ]  # fmt: skip
+
+
+def test_a_modernbert_is_called_so(runs: Runs, tmp_path: Path) -> None:
+    said = undrawn(tmp_path / "r.html", runs("sctd", model={"family": "modernbert", "layers": 12, "hidden_size": 768}))
+    assert "of a ModernBERT with 12 layers of 768" in said
+    assert "BERT-base and BERT-large: these models are ModernBERTs with 12 layers of 768." in said
 
 
 def test_other_rows_and_other_steps_are_marked(runs: Runs, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def _measure(
 def _point(
     run: _Run, path: Path, sample: Sentences, embed: SentenceEncoder, originals_ND: NDArray[np.float32]
 ) -> Record:
-    """Similarity at one checkpoint: through the path that the run trains, and through the full one."""
+    """Similarity at one checkpoint: through the path that the run trains at its step, and through the full one."""
     model = Reconstructor(path, run.config, run.manifest, sample.length)
     full = _similarity(embed(sample.cut(model.fill(sample.batches, drop=False))), originals_ND)
     trained = full

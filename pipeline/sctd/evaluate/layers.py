@@ -7,6 +7,7 @@ Legend: N sentences, B of a batch, T tokens, L layers, D hidden size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,21 @@ def sentence_vectors(
         word_BT = 1 - _padded([special[row] for row in rows], 1).to(device)
         with torch.inference_mode():
             hidden = model(input_ids=ids_BT, attention_mask=there_BT, output_hidden_states=True).hidden_states
-            pooled_LBD = torch.stack([_pool(layer_BTD, word_BT, pooling) for layer_BTD in hidden])
+            pooled_LBD = torch.stack([_pool(layer_BTD, word_BT, pooling) for layer_BTD in _as_read(model, hidden)])
         if found is None:
             found = np.empty((len(hidden), len(ids), pooled_LBD.shape[-1]), dtype=np.float16)
         # Models without a LayerNorm at the end of each layer have columns beyond the range.
         found[:, rows] = pooled_LBD.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
     assert found is not None, "there are sentences"
     return found
+
+
+def _as_read(model: Any, hidden: Sequence[Tensor]) -> list[Tensor]:
+    """States as the next module reads them: a ModernBERT puts a norm before it, and transformers tells the sum that it
+    is taken of, but for the last layer, whose norm is in."""
+    if model.config.model_type != "modernbert":
+        return list(hidden)
+    return [*(layer.attn_norm(states) for layer, states in zip(model.layers, hidden, strict=False)), hidden[-1]]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[NDArray[np.int64]]:

@@ -15,6 +15,7 @@ from sctd.errors import UserError
 from sctd.evaluate.results import Record
 
 Curves = Mapping[str, Record]  # by the name in the legend
+Gaps = Mapping[str, Sequence[tuple[int, float]]]
 FORMATS = (".png", ".svg", ".pdf")
 BASELINE = "baseline"
 _OF_ARM = {
@@ -81,11 +82,8 @@ def draw_probe(axes: Axes, title: str, curves: Curves, colour: Mapping[str, str]
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_drift(axes: Axes, curves: Curves, colour: Mapping[str, str]) -> None:
-    """Similarity (left) and held-out loss (right, dashed) over steps.
-
-    Where one run is a baseline and others have checkpoints of the same steps, an inset has their gaps to it.
-    """
+def draw_drift(axes: Axes, curves: Curves, colour: Mapping[str, str], gaps: Gaps) -> None:
+    """Similarity (left) and held-out loss (right, dashed) over steps; `gaps` in an inset, where there are any."""
     right = axes.twinx()
     for name, curve in curves.items():
         points = curve["points"]
@@ -104,7 +102,6 @@ def draw_drift(axes: Axes, curves: Curves, colour: Mapping[str, str]) -> None:
         side.spines["top"].set_visible(False)
     axes.set_zorder(right.get_zorder() + 1)  # the inset belongs on top of both
     axes.patch.set_visible(False)
-    gaps = similarity_gaps(curves)
     if gaps:
         for side in (axes, right):  # room for the inset below the curves
             bottom, top = side.get_ylim()
@@ -144,7 +141,8 @@ def probe_picture(path: Path, panels: Sequence[tuple[str, Curves]], arms: Mappin
 
 def drift_picture(path: Path, curves: Curves) -> None:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    draw_drift(figure.add_subplot(), curves, colours({name: curve["arm"] for name, curve in curves.items()}))
+    arms = {name: curve["arm"] for name, curve in curves.items()}
+    draw_drift(figure.add_subplot(), curves, colours(arms), similarity_gaps(curves))
     _finish(figure, figure.axes[0], path)
 
 

@@ -103,6 +103,9 @@ class Reconstructor:
     Args:
         config, manifest: of the run.
 
+    Attributes:
+        drops: whether the run drops tokens at the step of this checkpoint.
+
     Raises:
         UserError: a checkpoint that lacks weights.
     """
@@ -111,13 +114,13 @@ class Reconstructor:
         self._device = best_device()
         self._model = _load(path, config, manifest, self._device).to(self._device).eval()
         hook, step = build_hook(config, length), checkpoint.step_of(path)
-        self.drops, self._keep = hook.drops, hook.keep(step, length)
+        self.drops, self._keep = hook.phase(step) is not Phase.FULL, hook.keep(step, length)
 
     def fill(self, batches: Sequence[Batch], drop: bool) -> NDArray[np.int64]:
         """Rows with the likeliest id at each predicted position, int64 (rows, S).
 
         Args:
-            drop: through the dropping path, as the run trains, else through the full one, as the exported model is.
+            drop: through the dropping path, else through the full one, as the exported model is.
         """
         return np.concatenate([self._fill(batch, Phase.DROP if drop else Phase.FULL) for batch in batches])
 

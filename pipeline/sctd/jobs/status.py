@@ -10,10 +10,10 @@ from typing import Any
 from sctd.config import Config
 from sctd.corpus import manifest as corpus
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
-from sctd.train.accounting import seconds_left
 from sctd.train.attempts import read_attempts
 from sctd.train.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
-from sctd.train.export import CORPUS_COPY, read_run, row_lengths
+from sctd.train.export import CORPUS_COPY, bert_shape, read_run, row_lengths
+from sctd.train.flops import Work
 from sctd.train.lock import holder
 from sctd.train.monitor import format_seconds, read_metrics
 from sctd.train.preemption import EXIT_STOPPED, REQUEST_FILES
@@ -35,7 +35,7 @@ def status(run_dir: Path) -> str:
     config, records, attempts = read_run(run_dir), read_metrics(run_dir), read_attempts(run_dir)
     held = holder(run_dir)
     model = config.model
-    lines = [f"run          {run_dir}: {config.arm}, {model.layers} layers x {model.hidden_size}"]
+    lines = [f"run          {run_dir}: {config.arm}, {model.family}, {model.layers} layers x {model.hidden_size}"]
     lines += _progress(run_dir, config, records) if records else ["progress     no step is on record yet"]
     lines += [f"checkpoints  {_newest(run_dir)}"]
     lines += [f"now          {f'held by {held}' if held else 'nobody works on it'}"]
@@ -75,10 +75,12 @@ def _checkpoint(path: Path) -> str:
 
 def _progress(run_dir: Path, config: Config, records: list[dict[str, Any]]) -> list[str]:
     last, goal = records[-1], config.train.steps  # not stop_at, which each job may set anew
-    lengths = row_lengths(config, corpus.read_manifest(run_dir / CORPUS_COPY))
-    eta = format_seconds(seconds_left(config, lengths, last, goal))
+    manifest = corpus.read_manifest(run_dir / CORPUS_COPY)
+    work = Work(config, bert_shape(config, manifest), row_lengths(config, manifest))
+    eta = format_seconds(work.seconds_left(last, goal))
     held_out = [record for record in records if record.get("valid_loss") is not None][-1:]
     valid = f", held-out {held_out[0]['valid_loss']:.4f} at step {held_out[0]['step']}" if held_out else ""
+    context = [_context(held_out[0])] if held_out and held_out[0].get("context_use") is not None else []
     mfu = f", MFU {last['mfu']:.1%}" if last["mfu"] is not None else ""
     skipped = f", {last['skipped_steps']} steps skipped" if last["skipped_steps"] else ""
     spent = format_seconds(last["seconds"])
@@ -86,8 +88,20 @@ def _progress(run_dir: Path, config: Config, records: list[dict[str, Any]]) -> l
         f"progress     step {last['step']:,} of {goal:,} ({last['step'] / goal:.1%}), {last['tokens']:,} tokens, "
         f"{spent} of training, {eta} to go{skipped}",
         f"loss         {'not finite' if last['loss'] is None else format(last['loss'], '.4f')}{valid}",
+        *context,
         f"speed        {last['tokens_per_s']:,.0f} tokens/s{mfu}, {last['step_seconds']:.3g} s a step",
     ]
+
+
+def _context(record: dict[str, Any]) -> str:
+    """Whether the last validation shows a model that uses contexts."""
+    step = record["breakthrough_step"]
+    since = "not yet 1 nat below it" if step is None else f"1 nat below it since step {step:,}"
+    side = "below" if record["valid_gap"] > 0 else "above"
+    gap = f"{abs(record['valid_gap']):.2f} nats {side} the unigram entropy ({since})"
+    return (
+        f"learning     {gap}, context use {record['context_use']:.2f}, masked accuracy {record['valid_accuracy']:.1%}"
+    )
 
 
 def _newest(run_dir: Path) -> str:

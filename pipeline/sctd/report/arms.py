@@ -12,8 +12,14 @@ from sctd.report.gather import Evaluation, Material, Run
 from sctd.report.paper import SHAPES, TITLES
 from sctd.report.stats import mean_of
 
-BASELINE = "baseline"
-_METHOD = ("arm", "objective.", "model.keep_ratio", "model.first_dropped", "model.full_tail")
+BASELINE, TOKEN_DROP, SCTD = "baseline", "token_drop", "sctd"
+FAMILIES = {"bert": "BERT", "modernbert": "ModernBERT"}
+_FAMILY = "model.family"
+# How much is dropped, where and when: the same for two arms of which one adds the alignment alone.
+_DROPPING = (
+    "model.keep_ratio", "model.first_dropped", "model.full_tail", "schedule.full_start", "schedule.full_finish",
+)  # fmt: skip
+_METHOD = ("arm", "objective.", *_DROPPING)
 # What says where, when and how fast, not what is computed.
 _CIRCUMSTANCES = (
     "run.", "evaluation.", "data.corpus", "train.stop_at", "train.log_every", "train.valid_every", "train.save_every",
@@ -106,13 +112,19 @@ def differences(groups: Sequence[Group]) -> list[str]:
 
 
 def partners(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """(group, what it is compared with): the baseline of its class, and for SCTD token dropping too."""
+    """(group, what it is compared with): the baseline of its class, and for SCTD token dropping that drops alike."""
     pairs = []
-    for reference_arm, arms in ((BASELINE, ARMS[1:]), ("token_drop", ("sctd",))):
+    for reference_arm, arms in ((BASELINE, ARMS[1:]), (TOKEN_DROP, (SCTD,))):
         for each in groups:
             found = [other for other in groups if other.arm == reference_arm and other.kind == each.kind]
-            pairs += [(each, other) for other in found if each.arm in arms]
+            pairs += [(each, other) for other in found if each.arm in arms and drop_alike(each, other)]
     return pairs
+
+
+def drop_alike(first: Group, second: Group) -> bool:
+    """Whether one is the baseline, or they drop as much in the same layers and steps."""
+    a, b = (settings(each.first) for each in (first, second))
+    return BASELINE in (first.arm, second.arm) or all(a[key] == b[key] for key in _DROPPING)
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -127,9 +139,9 @@ def size_of(group: Group) -> str:
 
 
 def is_papers(group: Group) -> bool:
-    """Whether the model has the shape of one of the paper's."""
+    """Whether the model is one of the paper's."""
     model = group.first.config.model
-    return (model.layers, model.hidden_size) in SHAPES.values()
+    return model.family == "bert" and (model.layers, model.hidden_size) in SHAPES.values()
 
 
 def colours_of(others: Sequence[Evaluation]) -> dict[str, str]:
@@ -138,15 +150,23 @@ def colours_of(others: Sequence[Evaluation]) -> dict[str, str]:
 
 
 def _labels(flats: Sequence[Record]) -> list[str]:
-    """The arm, and where it has several groups, what sets them apart."""
+    """The arm; the family, wherever there are two; and where the arm has several groups, what sets this one apart."""
     labels = []
     for flat in flats:
-        same = [other for other in flats if other["arm"] == flat["arm"]]
-        apart = [key for key in flat if any(other[key] != flat[key] for other in same)]
-        said = [f"{key.rpartition('.')[2]} {flat[key]}" for key in apart]
-        more = f", {len(said) - _SHOWN_KEYS} more" if len(said) > _SHOWN_KEYS else ""
-        labels.append(TITLES[flat["arm"]] + (f" ({', '.join(said[:_SHOWN_KEYS])}{more})" if said else ""))
+        others = [other for other in flats if other["arm"] == flat["arm"] and other != flat]
+        apart = {key for other in others for key in flat if other[key] != flat[key]}
+        shown = [_FAMILY] if any(other[_FAMILY] != flat[_FAMILY] for other in flats) else []
+        while len(shown) < _SHOWN_KEYS and (left := [o for o in others if all(o[key] == flat[key] for key in shown)]):
+            shown.append(max(flat, key=lambda key: sum(other[key] != flat[key] for other in left)))
+        more = len(apart - set(shown))
+        said = [_set_to(key, flat[key]) for key in shown] + ([f"{more} more"] if more else [])
+        labels.append(TITLES[flat["arm"]] + (f" ({', '.join(said)})" if said else ""))
     return [_numbered(labels, place) for place in range(len(labels))]
+
+
+def _set_to(key: str, value: Any) -> str:
+    section, _, name = key.rpartition(".")
+    return FAMILIES[value] if key == _FAMILY else f"{section if name == 'name' else name} {value}"
 
 
 def _numbered(labels: Sequence[str], place: int) -> str:

@@ -154,7 +154,7 @@ def forest(compared: Sequence[Comparison]) -> Picture:
 
     note = (
         "Points of a percent; whiskers: 95 % interval over the seeds, where there are two or more on both sides. "
-        "Scores of models of another size are not comparable, signs of differences may be."
+        "Scores of models of another size or family are not comparable, signs of differences may be."
     )
     return Picture("differences", "Differences between arms, task by task", 1.1 + 0.27 * len(titles), fill, note)
 

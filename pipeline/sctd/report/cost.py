@@ -1,13 +1,13 @@
 """What the runs cost: throughput, hours, FLOPs, and savings beside the paper's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from sctd.page import number_tick
 from sctd.report import paper
 from sctd.report.arms import BASELINE, Group, baseline_of
-from sctd.report.curves import Curve, curves
+from sctd.report.curves import curves
 from sctd.report.document import (
     NOTHING,
     PAPER,
@@ -22,7 +22,7 @@ from sctd.report.document import (
     over,
     whole,
 )
-from sctd.report.figures import add_legend, draw_curves
+from sctd.report.figures import panels
 from sctd.report.gather import Run, finite
 from sctd.report.paper import PaperRow
 from sctd.report.stats import mean_of
@@ -192,27 +192,11 @@ def _cost_picture(groups: Sequence[Group]) -> Picture:
 
 
 def _speed_picture(groups: Sequence[Group]) -> Picture:
-    rates, shares = (curves(groups, "step", key, smooth=True) for key in ("tokens_per_s", "mfu"))
-
-    def fill(figure: Figure) -> None:
-        left = figure.add_subplot(1, 2 if shares else 1, 1)
-        draw_curves(left, rates)
-        left.set_ylim(0)
-        left.set_ylabel("tokens a second")
-        left.yaxis.set_major_formatter(number_tick)
-        if shares:
-            right = figure.add_subplot(1, 2, 2)
-            percent = [Curve(c.group, c.x, tuple(100 * y for y in c.y), c.thin) for c in shares]
-            draw_curves(right, percent)
-            right.set_ylim(0)
-            right.set_ylabel("MFU (%)")
-        for axes in figure.axes:
-            axes.set_xlabel("optimizer steps")
-            axes.xaxis.set_major_formatter(number_tick)
-        add_legend(figure)
-
+    found = {"tokens a second": curves(groups, "step", "tokens_per_s", smooth=True)}
+    if shares := curves(groups, "step", "mfu", smooth=True):
+        found["MFU (%)"] = [replace(curve, y=tuple(100 * y for y in curve.y)) for curve in shares]
     note = "Neighbouring records averaged. A dip is time that the machine had other work, or rows of another length."
-    return Picture("throughput", "Throughput over training", 2.9, fill, note)
+    return Picture("throughput", "Throughput over training", 2.9, panels(found, from_zero=True), note)
 
 
 def _count(value: float) -> str:

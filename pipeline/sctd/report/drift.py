@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sctd.evaluate.pictures import draw_drift, similarity_gaps
+from sctd.evaluate.pictures import Gaps, draw_drift, similarity_gaps
 from sctd.evaluate.results import Record
 from sctd.page import number_tick
 from sctd.report import paper, stats
@@ -27,12 +27,14 @@ def drift_section(groups: Sequence[Group]) -> Section | None:
     curves = {label: _mean_drift(found) for label, found in same.items() if found}
     section = Section("drift", "Semantic drift")
     section.parts.append(
-        f"Checkpoints fill the masked positions of {counted(first['sentences'], 'held-out sentence')}. A sentence "
-        f"encoder ({first['encoder']}) embeds original and reconstruction; the mean of their cosines is the "
-        f"similarity. {paper.DRIFT}"
+        f"Checkpoints fill the masked positions of {counted(first['sentences'], 'held-out sentence')}, through the "
+        f"path that the run trains at that step. A sentence encoder ({first['encoder']}) embeds original and "
+        f"reconstruction; the mean of their cosines is the similarity. {paper.DRIFT}"
     )
-    if _drift_words(curves, groups):
-        section.parts.append(Points(_drift_words(curves, groups)))
+    with_baseline = {first.label for first, second in partners(groups) if second.arm == BASELINE}
+    gaps = {label: gap for label, gap in similarity_gaps(curves).items() if label in with_baseline}
+    if said := _drift_words(curves, groups, gaps):
+        section.parts.append(Points(said))
     left_out = [label for label in records if label not in curves or len(same[label]) < len(records[label])]
     if left_out:
         section.parts.append(f"Measured with other sentences or another encoder, and left out: {listed(left_out)}.")
@@ -41,7 +43,7 @@ def drift_section(groups: Sequence[Group]) -> Section | None:
     note = (
         "Solid: mean cosine and its standard error; dashed: held-out loss. Inset: the baseline's cosine minus an arm's."
     )
-    section.parts += [Picture("drift", title, 4.2, _drifts(curves, colour), note), _drift_table(curves)]
+    section.parts += [Picture("drift", title, 4.2, _drifts(curves, colour, gaps), note), _drift_table(curves)]
     return section
 
 
@@ -65,10 +67,10 @@ def _mean_drift(records: Sequence[Record]) -> Record:
     return {**records[0], "points": points}
 
 
-def _drifts(curves: Mapping[str, Record], colour: Mapping[str, str]) -> Fill:
+def _drifts(curves: Mapping[str, Record], colour: Mapping[str, str], gaps: Gaps) -> Fill:
     def fill(figure: Figure) -> None:
         axes: Axes = figure.add_subplot()
-        draw_drift(axes, curves, colour)
+        draw_drift(axes, curves, colour, gaps)
         axes.xaxis.set_major_formatter(number_tick)
         for other in figure.axes[1:]:
             other.grid(visible=False)
@@ -77,7 +79,7 @@ def _drifts(curves: Mapping[str, Record], colour: Mapping[str, str]) -> Fill:
     return fill
 
 
-def _drift_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[str]:
+def _drift_words(curves: Mapping[str, Record], groups: Sequence[Group], gaps: Gaps) -> list[str]:
     said = []
     for first, second in partners(groups):
         if first.label not in curves or second.label not in curves:
@@ -90,9 +92,8 @@ def _drift_words(curves: Mapping[str, Record], groups: Sequence[Group]) -> list[
         found = stats.two_means(a["cosine"], b["cosine"], (a["deviation"], b["deviation"]))
         test = f" ({stats.as_p(found.p)}, as if the sentences were drawn anew)" if found.p is not None else ""
         said.append(f"At step {steps[-1]:,} {first.label} is {signed(found.value, 4)} against {second.label}{test}.")
-    with_baseline = {first.label for first, second in partners(groups) if second.arm == BASELINE}
-    for label, gap in similarity_gaps(curves).items():
-        if len(gap) > 1 and label in with_baseline:
+    for label, gap in gaps.items():
+        if len(gap) > 1:
             (start, early), (end, late) = ((step, round(value, 4)) for step, value in (gap[0], gap[-1]))
             trend = "rose" if late > early else "fell" if late < early else "stayed the same"
             said.append(

@@ -1,7 +1,8 @@
 """Drawing of curves, the same way in all pictures of a report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,20 +18,27 @@ TICKS: dict[str, Callable[[float, float], str]] = {
     "flops": lambda value, _: f"{value:.2g}".replace("e+", "e"),
     "hours": lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}",
 }
-_IN_A_ROW = 5  # names in a legend
+ACROSS = 3  # sets of axes in a row
+_WIDTH = 125  # of a legend, in letters
+_HANDLE = 9  # what stands before a name in it, likewise
 _MARKED = 60  # points of a curve, at most, that are marked one by one
 
 
-def panel(found: Sequence[Curve], x: str, y: str) -> Fill:
-    """Fills a picture with one set of axes."""
+def panels(found: Mapping[str, Sequence[Curve]], markers: bool = False, from_zero: bool = False) -> Fill:
+    """Fills a picture with a set of axes over optimizer steps for each title."""
 
     def fill(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        draw_curves(axes, found)
-        limit(axes, found)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.xaxis.set_major_formatter(number_tick)
+        for place, (title, of_title) in enumerate(found.items(), 1):
+            axes = figure.add_subplot(-(-len(found) // ACROSS), min(ACROSS, len(found)), place)
+            draw_curves(axes, of_title, markers)
+            if from_zero:
+                axes.set_ylim(0)
+                axes.yaxis.set_major_formatter(number_tick)
+            else:
+                limit(axes, of_title)
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel("optimizer steps")
+            axes.xaxis.set_major_formatter(number_tick)
         add_legend(figure)
 
     return fill
@@ -45,11 +53,11 @@ def draw_curves(axes: Axes, found: Sequence[Curve], markers: bool = False) -> No
         axes.plot(curve.x, curve.y, form, ms=5, lw=width, alpha=alpha, color=curve.group.colour, label=name or "_")
 
 
-def limit(axes: Axes, found: Sequence[Curve]) -> None:
-    """Leave out of the picture what lies above the losses of the first steps' end."""
+def limit(axes: Axes, found: Sequence[Curve], *levels: float) -> None:
+    """Leave out of the picture what lies beyond the values from the first steps' end on, and these levels."""
     end = max(x for curve in found for x in curve.x)
     later = [y for curve in found for x, y in zip(curve.x, curve.y, strict=True) if x >= EARLY * end]
-    low, high = min(later), max(later)
+    low, high = min([*later, *levels]), max([*later, *levels])
     if high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
@@ -60,6 +68,13 @@ def add_legend(figure: Figure) -> None:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             names.setdefault(name, handle)
     names = dict(sorted(names.items(), key=lambda item: isinstance(item[1], Patch)))  # shading comes last
-    rows = -(-len(names) // _IN_A_ROW)
-    columns = -(-len(names) // max(1, rows)) or 1
-    figure.legend(list(names.values()), list(names), loc="outside upper center", ncols=columns)
+    figure.legend(list(names.values()), list(names), loc="outside upper center", ncols=_columns(list(names)))
+
+
+def _columns(names: Sequence[str]) -> int:
+    """As many as there is room for; names go down the first one, then down the next."""
+    for columns in range(len(names), 1, -1):
+        parts = np.array_split(names, columns)
+        if sum(max(map(len, part)) + _HANDLE for part in parts) <= _WIDTH:
+            return columns
+    return 1

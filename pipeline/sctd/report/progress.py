@@ -11,7 +11,7 @@ from sctd.report import paper
 from sctd.report.arms import BASELINE, Group, baseline_of
 from sctd.report.curves import curves
 from sctd.report.document import Cell, Fill, Head, Part, Picture, Section, Table, change, number, over, whole
-from sctd.report.figures import add_legend, draw_curves
+from sctd.report.figures import ACROSS, add_legend, panels
 from sctd.report.paper import Column
 from sctd.report.scores import Subject, at_step, further
 from sctd.report.stats import spread_of
@@ -20,7 +20,6 @@ from sctd.train.flops import saving
 from sctd.train.monitor import EVALUATED
 
 _PANELS = 12  # with a task each
-_ACROSS = 3
 
 
 def progress_section(groups: Sequence[Group]) -> Section | None:
@@ -37,7 +36,8 @@ def progress_section(groups: Sequence[Group]) -> Section | None:
     if keys:
         note = "Measured on the weights as they were, with one short fine-tuning or probe each: coarse, without seeds."
         title = "Measured while the runs trained"
-        section.parts.append(Picture("during-training", title, _height(len(keys)), _during(groups, keys), note))
+        fill = panels({key.removeprefix(EVALUATED): curves(groups, "step", key) for key in keys}, markers=True)
+        section.parts.append(Picture("during-training", title, _height(len(keys)), fill, note))
     return section if section.parts else None
 
 
@@ -118,7 +118,7 @@ def _average(along: dict[str, list[Subject]], columns: Sequence[Column], what: s
 def _each(along: dict[str, list[Subject]], columns: Sequence[Column]) -> Fill:
     def fill(figure: Figure) -> None:
         for place, column in enumerate(columns, 1):
-            axes = figure.add_subplot(-(-len(columns) // _ACROSS), min(_ACROSS, len(columns)), place)
+            axes = figure.add_subplot(-(-len(columns) // ACROSS), min(ACROSS, len(columns)), place)
             for found in along.values():
                 values = [[100 * value for value in each.units(column.task, column.metric)] for each in found]
                 _line(axes, found, values)
@@ -138,17 +138,6 @@ def _line(axes: Axes, found: Sequence[Subject], values: Sequence[Sequence[float]
     )
 
 
-def _during(groups: Sequence[Group], keys: Sequence[str]) -> Fill:
-    def fill(figure: Figure) -> None:
-        for place, key in enumerate(keys, 1):
-            axes = figure.add_subplot(-(-len(keys) // _ACROSS), min(_ACROSS, len(keys)), place)
-            draw_curves(axes, curves(groups, "step", key), markers=True)
-            axes.set_title(key.removeprefix(EVALUATED), fontsize=9)
-        _finish(figure)
-
-    return fill
-
-
 def _finish(figure: Figure) -> None:
     for axes in figure.axes:
         axes.set_xlabel("optimizer steps")
@@ -157,7 +146,7 @@ def _finish(figure: Figure) -> None:
 
 
 def _height(panels: int) -> float:
-    return 0.6 + 2.0 * -(-panels // _ACROSS)
+    return 0.6 + 2.0 * -(-panels // ACROSS)
 
 
 def _table(along: dict[str, list[Subject]], columns: Sequence[Column], groups: Sequence[Group], what: str) -> Table:

@@ -8,7 +8,7 @@ from sctd.evaluate.ablations import ABLATIONS
 from sctd.evaluate.results import Record
 from sctd.evaluate.tasks import Task, load_task, task_names
 from sctd.report import paper
-from sctd.report.arms import Group, is_papers, settings
+from sctd.report.arms import FAMILIES, Group, is_papers, settings
 from sctd.report.document import NONE, NOTHING, Cell, Head, Number, Part, Points, Section, Table, number, whole
 from sctd.report.gather import Material, Run
 from sctd.report.scores import Subject, title_of
@@ -194,7 +194,7 @@ def _missing_runs(groups: Sequence[Group]) -> list[str]:
         return lines
     shapes = dict.fromkeys(_shape(group) for group in groups if not is_papers(group))
     if shapes:
-        lines.append(f"BERT-base and BERT-large: these models have {listed(list(shapes))}.")
+        lines.append(f"BERT-base and BERT-large: these models are {listed(list(shapes))}.")
     tokens = [(group.mean("tokens") or 0, group.step) for group in groups]
     most, steps = max(tokens)
     whole = paper.STEPS * paper.ROWS * paper.LENGTH
@@ -214,7 +214,7 @@ def _missing_runs(groups: Sequence[Group]) -> list[str]:
 
 def _shape(group: Group) -> str:
     model = group.first.config.model
-    return f"{counted(model.layers, 'layer')} of {model.hidden_size}"
+    return f"{FAMILIES[model.family]}s with {counted(model.layers, 'layer')} of {model.hidden_size}"
 
 
 def _part(share: float) -> str:

@@ -5,10 +5,22 @@ from collections.abc import Sequence
 
 from sctd.page import as_short
 from sctd.report import paper
-from sctd.report.arms import BASELINE, Group, baseline_of, differences, is_papers
+from sctd.report.arms import (
+    BASELINE,
+    FAMILIES,
+    SCTD,
+    TOKEN_DROP,
+    Group,
+    baseline_of,
+    differences,
+    drop_alike,
+    is_papers,
+    size_of,
+)
 from sctd.report.compare import Comparison
 from sctd.report.document import Part, Points, Section
 from sctd.report.gather import Material, Run
+from sctd.report.losses import NOT_REACHED, breakthrough
 from sctd.report.record import lengths_of
 from sctd.report.scores import Subject
 from sctd.report.stats import as_p, wilcoxon
@@ -23,7 +35,7 @@ def summary_section(
     kinds = [[group for group in groups if group.kind == kind] for kind in sorted({group.kind for group in groups})]
     parts: list[Part] = [_trained(of_kind) for of_kind in kinds]
     parts += [] if groups else ["No pretraining run is among the folders: scores alone."]
-    parts += [*_unfinished(groups), *_apart(groups)]
+    parts += [*_unfinished(groups), *_on_plateau(groups), *_apart(groups)]
     parts += [words for words in (_losses(groups), _costs(groups), _scored(found)) if words]
     paragraph, *lines = _beside_paper(groups, compared) or [""]
     parts += [paragraph] if paragraph else []
@@ -67,9 +79,7 @@ def _trained(groups: Sequence[Group]) -> str:
     seeds = sorted({run.config.run.seed for run in runs})
     steps, tokens = max(group.step for group in groups), max(group.mean("tokens") or 0 for group in groups)
     budget = f", {as_short(tokens)} tokens," if tokens else ","
-    shape = "BERT-base" if is_papers(groups[0]) and model.layers == paper.SHAPES["base"][0] else (
-        "BERT-large" if is_papers(groups[0]) else "a BERT"
-    )  # fmt: skip
+    shape = f"BERT-{size_of(groups[0])}" if is_papers(groups[0]) else f"a {FAMILIES[model.family]}"
     data = listed([f"{source.name} ({short_name(source.spec)})" for source in manifest.sources])
     return (
         f"{counted(len(runs), 'pretraining run')} ({listed(arms)}; {'seed' if len(seeds) == 1 else 'seeds'} "
@@ -95,15 +105,30 @@ def _unfinished(groups: Sequence[Group]) -> list[str]:
     return [f"Not at {'its' if len(said) == 1 else 'their'} end yet: {listed(said)}."] if said else []
 
 
-def _apart(groups: Sequence[Group]) -> list[str]:
-    """A warning where arms differ in more than the method."""
-    if len({group.kind for group in groups}) < 2:
+def _on_plateau(groups: Sequence[Group]) -> list[str]:
+    """A warning where runs have learnt little but frequencies."""
+    found = [run.name for group in groups for run in group.runs if breakthrough(run) == NOT_REACHED]
+    if not found:
         return []
-    keys = differences(groups)
-    return [
-        f"These runs are not all of one kind: they differ in {listed(keys)} beside the method. They are shown "
-        "together, but only runs that differ in the method alone are compared."
+    return [f"Without a breakthrough, so that their losses say little of arms: {listed(found)} (see Losses)."]
+
+
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """Warnings where arms differ in more than the method, or two dropping arms in how they drop."""
+    said = []
+    if len({group.kind for group in groups}) > 1:
+        said.append(
+            f"These runs are not all of one kind: they differ in {listed(differences(groups))} beside the method. They "
+            "are shown together, but only runs that differ in the method alone are compared."
+        )
+    said += [
+        f"{opening(first.label)} and {second.label} drop otherwise (other layers, shares or steps), and are compared "
+        "with the baseline alone."
+        for first in groups
+        for second in groups
+        if (first.arm, second.arm, first.kind) == (SCTD, TOKEN_DROP, second.kind) and not drop_alike(first, second)
     ]
+    return said
 
 
 def _losses(groups: Sequence[Group]) -> str:
