@@ -1,5 +1,5 @@
 # Two commands: `make pretrain` runs the main job on the embedded corpus, `make test` every test this machine can run.
-# Both first build an environment in .venv. ARGS adds config overrides: make pretrain ARGS="arm=token_drop train.steps=200"
+# Both first build an environment in .venv. ARGS adds config overrides: make pretrain ARGS="arm=token_drop run.seed=2"
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -33,6 +33,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["demo", "train.steps=many"], ["train.steps", "whole number"]),
         (["demo", "train.steps"], ["train.steps", "section.key=value"]),
         (["demo", "arm=sctx"], ["arm", "sctd"]),
+        (["demo", "model.family=modernbret"], ["model.family", "'modernbret'", "modernbert"]),
+        (["demo", "model.heads=128"], ["model.heads", "128", "1 columns"]),
+        (["demo", "model.positions=sinusoidal"], ["model.positions", "'sinusoidal'", "modernbert"]),
+        (["demo", "model.layer_norm=apex"], ["model.layer_norm", "'apex'", "modernbert"]),
+        (["demo", "schedule.full_start=1171"], ["schedule.full_finish", "130", "129"]),
+        (["demo", "data.mask_stages=[[5,0.2],[4,0.1]]"], ["data.mask_stages", "[[5, 0.2], [4, 0.1]]", "rising"]),
+        (["demo", "data.mask_stages=[[5,0.6]]"], ["data.mask_stages", "0.6", "at most 0.5"]),
+        (["demo", "optimizer.muon_lr=0"], ["optimizer.muon_lr", "above 0"]),
         (["demo", "attention.scope=documents"], ["attention.scope", "document"]),
         (["demo", "model.layer_norm=apx"], ["model.layer_norm", "apex"]),
         (["demo", "train.cuda_graphs=true"], ["train.cuda_graphs", "train.compile"]),
@@ -231,10 +239,10 @@ def test_print_config_shows_the_merged_result(capsys: pytest.CaptureFixture[str]
 
 
 def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train.steps=200", "--print-config", "train.log_every=7", "--deepspeed", "arm=baseline"]
+    arguments = ["train.steps=2000", "--print-config", "train.log_every=7", "--deepspeed", "arm=baseline"]
     assert main(["--local_rank=0", "pretrain", "demo", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "steps: 200" in out and "log_every: 7" in out and "arm: baseline" in out
+    assert "steps: 2000" in out and "log_every: 7" in out and "arm: baseline" in out
     assert "stray" in refused(capsys, "export", "runs/x", "--out", "y", "stray")
     assert "--stray" in refused(capsys, "pretrain", "demo", "a.b=1", "--stray")
 

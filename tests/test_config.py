@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctd import config as module
-from sctd.config import ARMS, Config, config_from_dict, load_config, merge_dicts, recipe_names, to_dict, to_yaml
+from sctd.config import (
+    ARMS,
+    FAMILIES,
+    Config,
+    config_from_dict,
+    load_config,
+    merge_dicts,
+    recipe_names,
+    to_dict,
+    to_yaml,
+)
 from sctd.errors import UserError
 
 SHIPPED = sorted(path.stem for path in (Path(module.__file__).parent / "recipes").glob("*.yaml"))
@@ -34,10 +44,9 @@ def refused(*overrides: str, recipe: str = "bert-base-sctd") -> str:
 
 
 def test_recipes_are_listed() -> None:
-    assert recipe_names() == SHIPPED and len(SHIPPED) >= 10
-    for size in ("base", "large"):
-        for arm in ("baseline", "token-drop", "sctd"):
-            assert f"bert-{size}-{arm}" in SHIPPED
+    sizes, arms = ("mini", "base", "large"), ("baseline", "token-drop", "sctd")
+    grid = [f"{family}-{size}-{arm}" for family in FAMILIES for size in sizes for arm in arms]
+    assert recipe_names() == SHIPPED == sorted([*grid, "demo", "demo-bert"])
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
@@ -48,23 +57,125 @@ def test_every_recipe_loads_and_round_trips(recipe: str) -> None:
     assert config_from_dict(to_dict(config)) == config
 
 
-@pytest.mark.parametrize("recipe", [name for name in SHIPPED if name.startswith("bert-")])
+@pytest.mark.parametrize("recipe", [name for name in SHIPPED if name.split("-")[0] in FAMILIES])
 def test_names_say_what_recipes_hold(recipe: str) -> None:
-    _, size, arm = recipe.split("-", 2)
+    family, size, arm = recipe.split("-", 2)
     config = load_config(recipe)
-    assert config.arm == arm.replace("-", "_")
+    assert config.arm == arm.replace("-", "_") and config.model.family == family
     shape = config.model.layers, config.model.hidden_size, config.model.heads, config.model.intermediate_size
-    known = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
-    assert shape == known.get(size, shape)
-    if size in known:
-        assert (config.train.steps, config.train.batch_size, config.optimizer.lr) == (250_000, 1024, 2e-4)
+    known = {
+        "bert": {"mini": (4, 256, 4, 1024), "base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)},
+        "modernbert": {"mini": (6, 256, 4, 384), "base": (22, 768, 12, 1152), "large": (28, 1024, 16, 2624)},
+    }
+    assert shape == known[family][size]
+    if size != "mini":
+        assert (config.train.steps, config.train.batch_size) == (250_000, 1024)
 
 
-@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("size", ["mini", "base", "large"])
 def test_arms_of_a_size_differ_in_the_arm_alone(size: str) -> None:
     configs = {arm: load_config(f"bert-{size}-{arm}") for arm in ("baseline", "token-drop", "sctd")}
     plain = [dataclasses.replace(c, arm="", run=dataclasses.replace(c.run, dir="")) for c in configs.values()]
     assert plain[0] == plain[1] == plain[2]
+
+
+# What the paper's recipes compute, to the last key: a later default must not change it.
+PAPER: dict[str, Any] = {
+    "run": {"seed": 1, "examples": []},
+    "data": {
+        "corpus": "", "seq_len": 0, "warmup_seq_len": 0, "warmup_steps": 0, "mask_probability": 0.15,
+        "mask_stages": [], "whole_word": False, "skip_samples": [],
+    },
+    "model": {
+        "family": "bert", "vocab_size": 0, "max_positions": 512, "positions": "learned", "dropout": 0.1,
+        "attention_dropout": 0.1, "layer_norm_eps": 1e-12, "initializer_range": 0.02, "keep_ratio": 0.5,
+        "first_dropped": None, "full_tail": 1, "layer_norm": "native",
+    },
+    "attention": {"scope": "row"},
+    "objective": {
+        "interval": 10, "kl_weight": 0.05, "mlm_drop": True, "mlm_full": True, "kl_global": True, "kl_local": True,
+        "semantic_positions": "cls", "detach_teacher": True, "importance_beta": 0.995,
+    },
+    "optimizer": {
+        "name": "adamw", "muon_lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01, "clip": 1.0,
+    },
+    "schedule": {
+        "name": "polynomial", "power": 1.0, "decay_steps": 0, "final_lr": 0.0, "full_start": 0, "full_finish": 0,
+    },
+    "train": {
+        "stop_at": None, "precision": "auto", "zero_stage": 1, "compile": False, "cuda_graphs": False,
+        "checkpoint_activations": False, "rollback_after": 5, "timeout": 1800.0, "valid_rows": 1024,
+        "keep_checkpoints": 2, "async_save": True,
+    },
+    "evaluation": {"every": 0, "probes": [], "task": "", "steps": 100, "data_dir": ""},
+}  # fmt: skip
+PAPER_SIZES: dict[str, dict[str, Any]] = {
+    "mini": {
+        "model": {"layers": 4, "hidden_size": 256, "heads": 4, "intermediate_size": 1024},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"warmup_steps": 1000},
+        "train": {
+            "steps": 20_000, "batch_size": 256, "micro_batch_size": None, "log_every": 20, "valid_every": 1000,
+            "save_every": 1000,
+        },
+    },
+    "base": {
+        "model": {"layers": 12, "hidden_size": 768, "heads": 12, "intermediate_size": 3072},
+        "optimizer": {"lr": 2e-4},
+        "schedule": {"warmup_steps": 25_000},
+        "train": {
+            "steps": 250_000, "batch_size": 1024, "micro_batch_size": 32, "log_every": 50, "valid_every": 5000,
+            "save_every": 2500,
+        },
+    },
+    "large": {
+        "model": {"layers": 24, "hidden_size": 1024, "heads": 16, "intermediate_size": 4096},
+        "optimizer": {"lr": 2e-4},
+        "schedule": {"warmup_steps": 25_000},
+        "train": {
+            "steps": 250_000, "batch_size": 1024, "micro_batch_size": 16, "log_every": 50, "valid_every": 5000,
+            "save_every": 2500,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ["baseline", "token-drop", "sctd"])
+@pytest.mark.parametrize("size", list(PAPER_SIZES))
+def test_the_papers_recipes_are_these(size: str, arm: str) -> None:
+    recipe = f"bert-{size}-{arm}"
+    mine = {"arm": arm.replace("-", "_"), "run": {"dir": f"runs/{recipe}"}}
+    assert to_dict(load_config(recipe)) == merge_dicts(merge_dicts(PAPER, PAPER_SIZES[size]), mine)
+
+
+@pytest.mark.parametrize("size", ["mini", "base", "large"])
+def test_the_modern_recipes(size: str) -> None:
+    """The baseline, and the arms between a full start and a full finish that is part of the decay."""
+    baseline, *arms = (load_config(f"modernbert-{size}-{arm}") for arm in ("baseline", "token-drop", "sctd"))
+    model, train, schedule = baseline.model, baseline.train, baseline.schedule
+    assert model.hidden_size // model.heads == 64 and model.intermediate_size % 64 == 0
+    assert (model.dropout, model.attention_dropout, model.layer_norm_eps) == (0.0, 0.0, 1e-5)
+    assert schedule.name == "wsd" and 0 < schedule.warmup_steps < schedule.decay_steps < train.steps / 2
+    assert schedule.full_start == schedule.full_finish == 0 and train.precision == "auto"
+    for config in arms:
+        phases = config.schedule.full_start, config.schedule.full_finish
+        assert phases == (0.3 * train.steps, 0.1 * train.steps) and phases[1] <= schedule.decay_steps
+        plain = dataclasses.replace(config.schedule, full_start=0, full_finish=0)
+        assert dataclasses.replace(config, arm="baseline", schedule=plain, run=baseline.run) == baseline
+
+
+def test_the_demos() -> None:
+    """The same run in both families, small enough for two cores, with everything in it."""
+    modern, bert = load_config("demo"), load_config("demo-bert")
+    assert (modern.model.family, bert.model.family) == ("modernbert", "bert")
+    assert bert.model.positions == "sinusoidal"
+    for config in (modern, bert):
+        assert config.arm == "sctd" and config.optimizer.name == "muon" and config.run.dir.startswith("runs/demo")
+        schedule, steps = config.schedule, config.train.steps
+        assert 0 < schedule.full_start < steps - schedule.full_finish < steps <= 3000
+        assert schedule.full_finish <= schedule.decay_steps
+        assert len(config.run.examples) == 3 and config.data.corpus == "runs/demo-corpus"
+    assert (modern.train, modern.schedule, modern.data) == (bert.train, bert.schedule, bert.data)
 
 
 def test_defaults_are_the_methods() -> None:
@@ -74,7 +185,9 @@ def test_defaults_are_the_methods() -> None:
     assert (objective.semantic_positions, objective.detach_teacher) == ("cls", True)
     assert all((objective.mlm_drop, objective.mlm_full, objective.kl_global, objective.kl_local))
     assert (model.keep_ratio, model.first_dropped, model.full_tail) == (0.5, None, 1)
-    assert config.data.mask_probability == 0.15
+    assert config.data.mask_probability == 0.15 and config.data.mask_stages == ()
+    assert (config.schedule.full_start, config.schedule.full_finish) == (0, 0)
+    assert (model.family, model.positions, config.train.precision) == ("bert", "learned", "auto")
 
 
 def test_round_trip_of_unusual_values() -> None:
@@ -88,8 +201,10 @@ def test_round_trip_of_unusual_values() -> None:
             'run.examples=["a: [MASK] #é", "\\"[MASK]\\""]',
             "train.micro_batch_size=3",
             "model.layer_norm_eps=1e-12",
+            "data.mask_stages=[[3, 2e-1], [5.0, 0.1]]",
         ],
     )
+    assert config.data.mask_stages == ((3, 0.2), (5, 0.1))
     assert config.objective.kl_weight == 1e-7 and config.model.layer_norm_eps == 1e-12
     assert config.run.examples == ("a: [MASK] #é", '"[MASK]"') and config.run.dir == "2024: #x"
     assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
@@ -185,6 +300,10 @@ def test_merge_leaves_its_arguments_alone() -> None:
         ("arm=token-drop", ("arm", "did you mean 'token_drop'")),
         ("arm=xyz", ("arm", "known:", *ARMS)),
         ("train.precision=bf61", ("train.precision", "did you mean 'bf16'")),
+        ("train.precision=aut", ("train.precision", "did you mean 'auto'")),
+        ("model.family=modernbrt", ("model.family", "'modernbrt'", "did you mean 'modernbert'")),
+        ("model.family=gpt", ("model.family", "'gpt'", "known: bert, modernbert")),
+        ("model.positions=sinusoid", ("model.positions", "'sinusoid'", "did you mean 'sinusoidal'")),
         ("optimizer.name=adamW", ("optimizer.name", "did you mean 'adamw'")),
         ("schedule.name=polynomal", ("schedule.name", "did you mean 'polynomial'")),
         ("objective.semantic_positions=mean", ("objective.semantic_positions", "cls", "all")),
@@ -217,6 +336,14 @@ def test_names_are_checked(override: str, said: tuple[str, ...]) -> None:
         ("optimizer.betas=[0.9]", "a list of 2"),
         ("optimizer.betas=[0.9, 0.9, 0.9]", "a list of 2"),
         ("optimizer.betas=[0.9, x]", "a number"),
+        ("data.mask_stages=0.3", "a list"),
+        ("data.mask_stages=[3, 0.3]", "a list"),
+        ("data.mask_stages=[[3]]", "a list of 2"),
+        ("data.mask_stages=[[3, 0.3, 0.1]]", "a list of 2"),
+        ("data.mask_stages=[[0.3, 3]]", "a whole number"),
+        ("data.mask_stages=[[3, x]]", "a number"),
+        ("schedule.full_start=0.3", "a whole number"),
+        ("model.family=[bert]", "text"),
         ("objective.kl_global=1", "true or false"),
         ("objective.kl_global='yes'", "true or false"),
         ("run.dir=true", "text"),
@@ -263,6 +390,17 @@ def test_types_are_checked(override: str, wanted: str) -> None:
         "data.mask_probability=0",
         "data.mask_probability=0.6",
         "data.mask_probability=.nan",
+        "data.mask_stages=[[3, 0]]",
+        "data.mask_stages=[[3, -0.1]]",
+        "data.mask_stages=[[3, 0.51]]",
+        "data.mask_stages=[[3, .nan]]",
+        "data.mask_stages=[[3, 0.3], [5, 0.7]]",
+        "data.mask_stages=[[0, 0.3]]",
+        "data.mask_stages=[[1, 0.3]]",
+        "data.mask_stages=[[-3, 0.3]]",
+        "data.mask_stages=[[5, 0.3], [3, 0.2]]",
+        "data.mask_stages=[[3, 0.3], [3, 0.2]]",
+        "data.mask_stages=[[250001, 0.3]]",
         "objective.interval=0",
         "objective.interval=-10",
         "objective.kl_weight=-0.1",
@@ -281,6 +419,14 @@ def test_types_are_checked(override: str, wanted: str) -> None:
         "optimizer.weight_decay=-0.01",
         "optimizer.weight_decay=.nan",
         "optimizer.clip=-1",
+        "optimizer.muon_lr=0",
+        "optimizer.muon_lr=-0.02",
+        "optimizer.muon_lr=.nan",
+        "optimizer.muon_lr=.inf",
+        "schedule.full_start=-1",
+        "schedule.full_start=250001",
+        "schedule.full_finish=-1",
+        "schedule.full_finish=250001",
         "schedule.warmup_steps=-1",
         "schedule.warmup_steps=250001",
         "schedule.decay_steps=-1",
@@ -308,6 +454,43 @@ def test_types_are_checked(override: str, wanted: str) -> None:
 def test_ranges_are_checked(override: str) -> None:
     text = refused(override)
     assert f"'{override.split('=')[0]}'" in text, text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["schedule.full_start=150000", "schedule.full_finish=100001"], ("schedule.full_finish", "100001", "100000")),
+        (["train.steps=30000", "schedule.full_start=30001"], ("schedule.full_start", "30001", "train.steps=30000")),
+        (["train.steps=30000", "data.mask_stages=[[30001, 0.2]]"], ("data.mask_stages", "[[30001, 0.2]]", "30000")),
+        (["data.mask_stages=[[3, 0.3], [5, 0.7]]"], ("data.mask_stages", "0.7", "at most 0.5")),
+        (["model.family=modernbert", "model.heads=256"], ("model.heads", "256", "3 columns")),
+        (["model.family=modernbert", "model.hidden_size=45", "model.heads=1"], ("model.heads", "45 columns")),
+        (["model.family=modernbert", "model.heads=7"], ("model.heads", "7", "model.hidden_size=768")),
+        (["model.family=modernbert", "model.positions=sinusoidal"], ("model.positions", "'sinusoidal'", "modernbert")),
+        (["model.family=modernbert", "model.layer_norm=apex"], ("model.layer_norm", "'apex'", "modernbert")),
+    ],
+)
+def test_combinations_are_checked(overrides: list[str], said: tuple[str, ...]) -> None:
+    text = refused(*overrides)
+    assert all(part in text for part in said), text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.heads=256"],  # 3 columns a head: nothing turns in a bert
+        ["model.layer_norm=apex", "model.positions=sinusoidal"],
+        ["model.family=modernbert", "model.heads=384"],
+        ["schedule.full_start=150000", "schedule.full_finish=100000"],
+        ["schedule.full_start=250000"],
+        ["schedule.full_finish=250000"],
+        ["data.mask_stages=[[2, 0.5], [3, 0.001], [250000, 0.2]]"],
+        ["arm=baseline", "schedule.full_start=10"],
+        ["train.precision=auto"],
+    ],
+)
+def test_combinations_that_go_together(overrides: list[str]) -> None:
+    load_config("bert-base-sctd", overrides)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +588,7 @@ VALUES = st.one_of(
     st.sampled_from(["null", "~", "true", "off", "{}", "[]", "[[[", "{a: 1}", "[1, 2]", "[0.1, 0.2]", "!!int x", "*a"]),
     st.sampled_from(["!!timestamp x", "!!float y", "&a [*a]", "{[1]: 2}", "=", "<<", "? a", '"a\\nb"', "'", "@x", "%"]),
     st.sampled_from([*ARMS, "cls", "all", "bf16", "fp32", "adamw", "wsd", "linear", "['[MASK]']"]),
+    st.sampled_from([*FAMILIES, "auto", "muon", "sinusoidal", "apex", "[[3, 0.2], [9, 0.1]]", "[[2, 0.9]]", "[[1]]"]),
     st.text(max_size=12),
 )
 NAMES = st.one_of(
@@ -416,7 +600,7 @@ NAMES = st.one_of(
 
 @settings(deadline=None, max_examples=400)
 @given(
-    recipe=st.sampled_from(["demo", "bert-base-sctd", "bert-mini-baseline"]),
+    recipe=st.sampled_from(["demo", "demo-bert", "bert-base-sctd", "bert-mini-baseline", "modernbert-mini-sctd"]),
     pairs=st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=3),
 )
 def test_any_override_gives_a_valid_config_or_one_line(recipe: str, pairs: list[tuple[str, Any]]) -> None:
@@ -429,6 +613,10 @@ def test_any_override_gives_a_valid_config_or_one_line(recipe: str, pairs: list[
     assert_types(config)
     assert 0 < config.model.keep_ratio <= 1 and config.model.layers % 2 == 0 and config.objective.interval >= 1
     assert config.arm in ARMS and config.train.steps >= 1 and config.optimizer.lr > 0
+    assert config.schedule.full_start + config.schedule.full_finish <= config.train.steps
+    assert all(0 < share <= 0.5 and start <= config.train.steps for start, share in config.data.mask_stages)
+    model = config.model
+    assert model.family == "bert" or (model.hidden_size // model.heads % 2 == 0 and model.layer_norm == "native")
 
 
 def assert_types(config: Any) -> None:

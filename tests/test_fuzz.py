@@ -12,6 +12,7 @@ from sctd.config import load_config, recipe_names, to_dict
 from support import sctd
 
 VALUES = [
+    "modernbert", "sinusoidal", "muon", [[3, 0.2]], [[2, 0.9]],
     None, True, -1, 0, 1, 3, 1.5, -0.0, 1e308, float("nan"), float("inf"), 10**30, "", " ", "x", "null", "é\u202e",
     "1e400", "a" * 5000, [], {}, [[]], [1, [2, "x"]], {"a": {"b": None}}, "2024-13-45", "!!int x",
 ]  # fmt: skip
@@ -30,7 +31,11 @@ OVERRIDES = [
     "data.skip_samples=[[2,1]]", "data.skip_samples=[[0,1,2]]", "data.skip_samples=[[a,b]]", "data.mask_probability=5",
     "train.timeout=0", "train.timeout=1e99", "train.rollback_after=-1", "schedule.name=x", "objective.interval=0",
     "run.examples=[x]", "run.examples=5", "train.stop_at=0", "train.precision=fp8", "train.zero_stage=7",
-    "model.dropout=1",
+    "model.dropout=1", "model.family=3", "model.family=", "model.family=modernbert", "model.family=[bert]",
+    "model.positions=x", "model.positions=sinusoidal", "data.mask_stages=[[1]]", "data.mask_stages=[[2,9]]",
+    "data.mask_stages=[[2,0.1],[2,0.1]]", "data.mask_stages={3: 0.1}", "data.mask_stages=[[1e99,0.1]]",
+    "data.mask_stages=[[.inf,0.1]]", "schedule.full_start=-1", "schedule.full_start=1e99",
+    "schedule.full_finish=.nan", "optimizer.muon_lr=0", "optimizer.muon_lr=[1]", "train.precision=auto",
 ]  # fmt: skip
 LINES = [
     [], ["x"], ["--x"], ["pretrain"], ["pretrain", "nowhere"], ["pretrain", "demo", "--nope"], ["pretrain", "", "x"],

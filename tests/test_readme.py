@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import lzma
-import os
 import re
 import shlex
 import shutil
@@ -16,36 +15,20 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from readme import COMMANDS, command, shell
 from support import ROOT, free_port, records
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 SMALL = (
     "model.layers=4 model.hidden_size=32 model.heads=2 model.intermediate_size=64 schedule.warmup_steps=2 "
     "train.stop_at=3 train.batch_size=8 train.micro_batch_size=4 train.log_every=1 train.valid_rows=8"
 )
 
 
-def shell(command: str, cwd: Path) -> str:
-    scripts = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def command(beginning: str) -> str:
-    """The README's command that begins like this."""
-    (found,) = [line for line in COMMANDS if line.startswith(beginning)]
-    return found
-
-
 def test_all_commands_are_tested_here() -> None:
     verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS if "sbatch" not in line]  # those: tests/slurm
     assert verbs == [
-        "make pretrain", "make test", "sctd prepare", "sctd pretrain", "sctd export", "tensorboard --logdir",
+        "make pretrain", "make test", "sctd pretrain", "sctd prepare", "sctd pretrain", "sctd pretrain", "sctd export",
+        "tensorboard --logdir",
         "deepspeed --num_gpus", "sctd finetune", "sctd probe", "sctd drift", "sctd ablate", "sctd report",
     ]  # fmt: skip
 
@@ -55,21 +38,6 @@ def test_no_placeholder_is_left_and_every_linked_file_is_there() -> None:
     assert not re.search(r"RESULT_|ARMS_|TODO|TBD", text)
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     assert links and all((ROOT / link).exists() for link in links)
-
-
-def test_make_pretrain(tmp_path: Path) -> None:
-    """The whole main job, with fewer steps."""
-    make = f"make -o .venv/ready BIN={Path(sys.executable).parent} RUNS={tmp_path}"
-    steps = "train.steps=20 schedule.warmup_steps=5 train.valid_rows=32"
-    target = command("make pretrain").split(None, 1)[1]
-    out = shell(f"{make} ARGS='{steps}' {target}", ROOT)
-    assert out.count("  ->  ") == 3 and "tensorboard --logdir" in out and "held-out" in out
-    names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "export"} <= names
-    assert any("tfevents" in name for name in names)
-    manifest = json.loads((tmp_path / "demo-corpus" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["unigram_entropy"] > 5 and records(tmp_path / "demo")[-1]["step"] == 20
-    assert "nothing to train" in shell(f"{make} ARGS='{steps}' {target}", ROOT)  # called again, it goes on from there
 
 
 def test_make_test_runs_pytest() -> None:
@@ -92,7 +60,7 @@ def workplace(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_own_text_to_model_and_tensorboard(workplace: Path) -> None:
-    shell(f"{command('sctd pretrain')} {SMALL}", workplace)
+    shell(f"{command('sctd pretrain bert-base-sctd')} {SMALL}", workplace)
     shell(command("sctd export"), workplace)
     model = AutoModelForMaskedLM.from_pretrained(workplace / "my-bert")
     assert model.config.max_position_embeddings == 512
@@ -104,6 +72,12 @@ def test_own_text_to_model_and_tensorboard(workplace: Path) -> None:
     finally:
         process.terminate()
         process.wait()
+
+
+def test_own_text_to_a_modern_model(workplace: Path) -> None:
+    shell(f"{command('sctd pretrain modernbert-base-sctd')} {SMALL}", workplace)
+    model = AutoModelForMaskedLM.from_pretrained(workplace / "runs" / "modern" / "export")
+    assert type(model).__name__ == "ModernBertForMaskedLM"
 
 
 def scalar_tags(port: int) -> dict[str, dict[str, object]]:
@@ -124,7 +98,7 @@ def test_evaluation(workplace: Path) -> None:
     """Two runs through every experiment; the ablation's own runs are not trained here."""
     for run, arm in (("base", "sctd"), ("base-baseline", "baseline")):
         if not (workplace / "runs" / run / "export").is_dir():
-            line = command("sctd pretrain").replace("runs/base", f"runs/{run}")
+            line = command("sctd pretrain bert-base-sctd").replace("runs/base", f"runs/{run}")
             shell(f"{line} arm={arm} {SMALL}", workplace)
     cola = workplace / "data" / "CoLA"
     cola.mkdir()

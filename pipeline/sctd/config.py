@@ -420,7 +420,8 @@ def validate(config: Config) -> None:
         "at least 0 and no longer than what follows the warm-up",
     )
     for key in ("full_start", "full_finish"):
-        _require(getattr(schedule, key) >= 0, f"schedule.{key}", getattr(schedule, key), "at least 0")
+        steps = getattr(schedule, key)
+        _require(0 <= steps <= train.steps, f"schedule.{key}", steps, f"in 0..train.steps={train.steps}")
     _require(
         schedule.full_start + schedule.full_finish <= train.steps,
         "schedule.full_finish",

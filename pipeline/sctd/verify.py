@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 
-from sctd.config import Config, load_config
+from sctd.config import load_config
 from sctd.errors import UserError
 from sctd.train.checkpoint import checkpoint_folder, newest_whole, read_manifest, read_weights
+from sctd.train.export import read_run
 from sctd.train.launch import free_port
 from sctd.train.monitor import LOSSES, read_metrics
 
@@ -63,14 +64,16 @@ def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_rank
     path = newest_whole(killed)
     assert path is not None
     start = read_manifest(path)["step"]
+    precision = read_run(killed).train.precision  # what `auto` chose, which it may not choose again
     goal = start + steps
     if goal > config.train.steps:
         raise UserError(f"train.steps is {config.train.steps}, but the proof needs {goal}: raise it")
     print(f"2/3  resumed at step {start} on {resume_ranks} ranks, to step {goal}")
     _run([recipe, *common, f"run.dir={killed}", f"train.stop_at={goal}", "--resume"], resume_ranks, killed)
     print(f"3/3  {ranks} ranks to step {goal} without interruption")
-    _run([recipe, *common, f"run.dir={whole}", f"train.stop_at={goal}"], ranks, whole)
-    return _judge(compare(killed, whole), elastic, config)
+    same = f"train.precision={precision}"
+    _run([recipe, *common, same, f"run.dir={whole}", f"train.stop_at={goal}"], ranks, whole)
+    return _judge(compare(killed, whole), elastic, precision)
 
 
 def compare(run: Path, other: Path) -> Difference:
@@ -136,8 +139,8 @@ def _run(arguments: Sequence[Any], ranks: int, run_dir: Path) -> None:
         raise UserError(f"the run ended with exit code {code}: {' '.join(last)}; see {log}")
 
 
-def _judge(found: Difference, elastic: bool, config: Config) -> bool:
-    tolerance = _TOLERANCE[config.train.precision]
+def _judge(found: Difference, elastic: bool, precision: str) -> bool:
+    tolerance = _TOLERANCE[precision]
     good = found.same_data and (found.losses <= tolerance if elastic else found.bitwise)
     print(f"data       {'the same rows in the same order' if found.same_data else 'DIFFERENT'}")
     for name, value in (("losses", found.losses), ("parameters", found.weights)):

@@ -24,7 +24,7 @@ from sctd.corpus.tokenizer import (
     vocab_size,
 )
 from sctd.data.inspect import inspect
-from sctd.data.masking import build_masker
+from sctd.data.masking import build_masker, target_count
 from sctd.data.stream import Rows, Share, TrainStream, make_batch
 from sctd.errors import UserError
 
@@ -129,7 +129,7 @@ def test_rows_are_those_of_a_training(folder: Path, length: int) -> None:
         before = [tokenizer.token_to_id(piece) for piece in said_by(words, tokenizer, 1)]
         assert before == rows[row_B[number : number + 1]][0].tolist()
         counts = [int(n) for n in re.findall(r"(\d+) (?:hidden|replaced|kept)", title)]
-        assert sum(counts) == masker.targets(length) == int(re.search(r"targets: (\d+)", title)[1])
+        assert sum(counts) == target_count(0.15, length) == int(re.search(r"targets: (\d+)", title)[1])
         assert counts[0] == sum(word.startswith("[MASK:") for word in words)
 
 

@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctd.data.masking import MaskedRows, Masker
+from sctd.config import load_config
+from sctd.data.masking import MaskedRows, Masker, mask_share, target_count
 from sctd.errors import UserError
+from sctd.schedule import Schedule
 
 VOCAB, SPECIAL, MASK_ID = 200, (0, 1, 2, 3, 4), 4
 
 
-def make(probability: float = 0.15, seed: int = 1, whole_word: bool = False) -> Masker:
+def make(probability: float | Schedule[float] = 0.15, seed: int = 1, whole_word: bool = False) -> Masker:
     """Ids from 100 on are pieces that continue a word."""
     return Masker(seed, VOCAB, MASK_ID, SPECIAL, probability, np.arange(VOCAB) >= 100 if whole_word else None)
 
@@ -48,8 +50,8 @@ def assert_well_formed(masked: MaskedRows, ids: np.ndarray, count: int) -> None:
 )
 def test_every_row_is_well_formed(rows: int, length: int, probability: float, seed: int, whole_word: bool) -> None:
     masker, ids = make(probability, seed, whole_word), make_rows(rows, length, seed)
-    count = masker.targets(length)
-    assert count == max(1, round(probability * length))
+    count = max(1, round(probability * length))
+    assert target_count(probability, length) == count
     before = ids.copy()
     assert_well_formed(masker(ids, np.arange(rows) + seed), ids, count)
     assert np.array_equal(ids, before)
@@ -57,7 +59,7 @@ def test_every_row_is_well_formed(rows: int, length: int, probability: float, se
 
 @pytest.mark.parametrize(("length", "count"), [(128, 19), (512, 77), (2, 1), (8, 1)])
 def test_number_of_targets(length: int, count: int) -> None:
-    assert make().targets(length) == count
+    assert target_count(0.15, length) == count
 
 
 def test_shares_of_masked_random_and_kept() -> None:
@@ -154,7 +156,8 @@ def test_a_row_with_too_few_tokens_is_refused(whole_word: bool) -> None:
     with pytest.raises(UserError) as caught:
         make(whole_word=whole_word)(ids, np.array([70, 71, 72]))
     text = str(caught.value)
-    assert "sample 71" in text and "4 maskable" in text and "6 targets" in text and "mask_probability" in text
+    assert "sample 71" in text and "4 maskable" in text and "6 targets" in text
+    assert "data.mask_probability" in text and "data.mask_stages" in text
     assert "\n" not in text
 
 
@@ -163,3 +166,51 @@ def test_all_maskable_tokens_may_be_targets() -> None:
     ids[:, 7:-1] = 0
     masked = make()(ids, np.arange(2))
     assert masked.positions_BM.tolist() == [[1, 2, 3, 4, 5, 6]] * 2
+
+
+# ---- a share that changes in the course of a run
+
+STAGES = {1: 0.3, 2: 0.3, 3: 0.2, 4: 0.2, 5: 0.1, 6: 0.1, 1000: 0.1}  # by optimizer step
+
+
+def staged(whole_word: bool = False) -> Masker:
+    config = load_config("demo", ["data.mask_probability=0.3", "data.mask_stages=[[3,0.2],[5,0.1]]"])
+    return make(mask_share(config), whole_word=whole_word)
+
+
+def same(one: MaskedRows, other: MaskedRows) -> bool:
+    names = ("input_ids_BS", "positions_BM", "labels_BM")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("length", [16, 60, 128])
+def test_each_stage_masks_as_if_it_were_alone(length: int, whole_word: bool) -> None:
+    """At the steps around its borders too, whatever the length of a row: a warm-up has shorter ones."""
+    ids, sample, masker = make_rows(20, length), np.arange(20) + 77, staged(whole_word)
+    for step, share in STAGES.items():
+        masked = masker(ids, sample, step)
+        assert masked.positions_BM.shape == (20, round(share * length)), step
+        assert_well_formed(masked, ids, round(share * length))
+        assert same(masked, make(share, whole_word=whole_word)(ids, sample)), step
+
+
+def test_held_out_rows_are_masked_as_in_the_last_stage() -> None:
+    ids, sample = make_rows(20, 60), np.arange(20)
+    assert same(staged()(ids, sample), make(0.1)(ids, sample))
+    assert same(make(0.3)(ids, sample), make(0.3)(ids, sample, 5)), "without stages there is one share"
+
+
+def test_a_smaller_share_masks_some_of_the_same_positions() -> None:
+    ids, sample = make_rows(20, 60), np.arange(20)
+    many, few = (staged()(ids, sample, step) for step in (1, 5))
+    for row in range(20):
+        assert set(few.positions_BM[row].tolist()) < set(many.positions_BM[row].tolist())
+        shown = few.positions_BM[row]
+        assert np.array_equal(many.input_ids_BS[row, shown], few.input_ids_BS[row, shown])
+
+
+def test_stages_may_rise_and_begin_at_the_last_step() -> None:
+    config = load_config("demo", ["train.steps=1300", "data.mask_stages=[[2,0.3],[1300,0.5]]"])
+    share = mask_share(config)
+    assert [share(step) for step in (1, 2, 1299, 1300)] == [0.15, 0.3, 0.3, 0.5]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sctd.config import Config
+from sctd.config import Config, DataConfig
 from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest
 from sctd.corpus.prepare import load_corpus_tokenizer, prepare
 from sctd.data import stream as stream_module
-from sctd.data.masking import Masker, build_masker
+from sctd.data.masking import Masker, build_masker, target_count
 from sctd.data.order import row_of_sample
 from sctd.data.stream import Batch, Rows, Share, TrainStream, make_batch, valid_batches
 from sctd.errors import RunError, UserError
@@ -295,6 +295,40 @@ def test_a_batch_that_cannot_be_read_says_which(rows: Rows, masker: Masker, monk
     monkeypatch.setattr(stream, "step", step)
     with pytest.raises(RunError, match="samples 0 to 4 of .* cannot be read: .*Input/output error"):
         next(stream.iterate(0))
+
+
+# ---- a share of masked tokens that changes
+
+STAGED = Config(data=DataConfig(mask_probability=0.4, mask_stages=((4, 0.25), (6, 0.1))))
+
+
+def of_share(share: float) -> Config:
+    return Config(data=DataConfig(mask_probability=share))
+
+
+def test_a_step_has_the_targets_of_its_stage(mixed: tuple[Path, Manifest]) -> None:
+    """From the start and from a resume within any stage; a warm-up on shorter rows does not care."""
+    tokenizer = load_corpus_tokenizer(*mixed)
+    short, long = Rows(*mixed, "train", 16), Rows(*mixed, "train", LENGTH)
+    stream = TrainStream(long, build_masker(STAGED, mixed[1], tokenizer), SEED, Share(0, 1, 4, 2), warmup=(short, 2))
+    straight = [keys(batches) for batches in itertools.islice(stream.iterate(0), 8)]
+    for number, found in enumerate(straight, 1):
+        share = 0.4 if number < 4 else 0.25 if number < 6 else 0.1
+        rows = short if number <= 2 else long
+        plain = TrainStream(rows, build_masker(of_share(share), mixed[1], tokenizer), SEED, Share(0, 1, 4, 2))
+        (batch, _) = stream.step(8 * (number - 1), number)
+        assert batch["labels"].shape == batch["positions"].shape == (4, target_count(share, rows.length))
+        assert found == keys(plain.step(8 * (number - 1))), number
+    for number in (3, 4, 5, 6, 7):  # the first step behind the checkpoint
+        resumed = itertools.islice(stream.iterate(8 * (number - 1), number), 9 - number)
+        assert [keys(batches) for batches in resumed] == straight[number - 1 :], number
+
+
+def test_validation_is_masked_as_in_the_last_stage(mixed: tuple[Path, Manifest]) -> None:
+    tokenizer, valid = load_corpus_tokenizer(*mixed), Rows(*mixed, "valid", LENGTH)
+    staged, last = (build_masker(config, mixed[1], tokenizer) for config in (STAGED, of_share(0.1)))
+    found, expected = (keys(counted(valid_batches(valid, masker, 12, 4, 0, 1))) for masker in (staged, last))
+    assert len(expected) == 12 and found == expected
 
 
 # ---- validation

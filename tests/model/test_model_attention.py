@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sctd.config import ObjectiveConfig
+from sctd.config import FAMILIES, ObjectiveConfig
 from sctd.model.attention import Attention, flex_mask, segment_mask
 from sctd.model.bert import Bert, BertShape
 from sctd.model.token_dropping import LayerPlan, TokenDropping
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
+from sctd_kernels import rotary_table
 
 VOCAB, LENGTH, SEP = 60, 48, 3
+both = pytest.mark.parametrize("family", FAMILIES)
 
 
 def test_queries_see_their_own_segment() -> None:
@@ -21,10 +23,10 @@ def test_queries_see_their_own_segment() -> None:
 
 
 @torch.no_grad()  # on CPUs FlexAttention has no backward; tests/gpu has that part
-@pytest.mark.parametrize("queries", [200, 131])
-def test_block_mask_equals_the_dense_one(queries: int) -> None:
+@pytest.mark.parametrize(("queries", "turns"), [(200, False), (131, False), (131, True)])
+def test_block_mask_equals_the_dense_one(queries: int, turns: bool) -> None:
     torch.manual_seed(0)
-    attention = Attention(32, 2, 0.0)
+    attention = Attention(32, 2, 0.0, rotary_table(200, 16, 10_000.0) if turns else None)
     context = torch.randn(2, 200, 32)
     segments = (torch.rand(2, 200) < 0.05).int().cumsum(1)
     masks = segment_mask(segments[:, :queries], segments), flex_mask(segments[:, :queries], segments)
@@ -32,18 +34,19 @@ def test_block_mask_equals_the_dense_one(queries: int) -> None:
     torch.testing.assert_close(block, dense, rtol=1e-4, atol=1e-4)
 
 
-def make_model(document_end: int | None) -> PretrainingModel:
+def make_model(document_end: int | None, family: str) -> PretrainingModel:
     torch.manual_seed(0)
-    shape = BertShape(VOCAB, 4, 32, 2, 64, LENGTH, dropout=0.0, attention_dropout=0.0, initializer_range=0.2)
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2}
+    shape = BertShape(VOCAB, 4, 32, 2, 64, LENGTH, **rates, family=family)
     table = ImportanceTable(VOCAB, (0, 1, 2, 3, 4), 0.9)
     dropping = TokenDropping(VOCAB, (1, 2, 3, 4), 0)
     cfg = ObjectiveConfig(kl_global=False, kl_local=False)
     return PretrainingModel(Bert(shape), LayerPlan(4, 1, 1), cfg, dropping, table, True, document_end)
 
 
-def reach(document_end: int | None, phase: Phase, positions: list[int]) -> Tensor:
+def reach(document_end: int | None, phase: Phase, positions: list[int], family: str) -> Tensor:
     """bool (S,): the positions whose embedding the losses at `positions` depend on."""
-    model = make_model(document_end)
+    model = make_model(document_end, family)
     rng = torch.Generator().manual_seed(1)
     ids = torch.randint(5, VOCAB, (1, LENGTH), generator=rng)
     ids[0, 0], ids[0, 15], ids[0, 31], ids[0, -1] = 2, SEP, SEP, SEP
@@ -55,20 +58,22 @@ def reach(document_end: int | None, phase: Phase, positions: list[int]) -> Tenso
     return grad[0].abs().sum(-1) > 0
 
 
+@both
 @pytest.mark.parametrize("phase", list(Phase))
-def test_losses_of_a_document_depend_on_that_document_alone(phase: Phase) -> None:
-    assert torch.where(reach(SEP, phase, [17, 20, 30]))[0].tolist() == list(range(16, 32))
-    assert torch.where(reach(SEP, phase, [40]))[0].tolist() == list(range(32, 48))
-    assert bool(reach(None, phase, [40]).all()), "without the scope a loss depends on the whole row"
+def test_losses_of_a_document_depend_on_that_document_alone(phase: Phase, family: str) -> None:
+    assert torch.where(reach(SEP, phase, [17, 20, 30], family))[0].tolist() == list(range(16, 32))
+    assert torch.where(reach(SEP, phase, [40], family))[0].tolist() == list(range(32, 48))
+    assert bool(reach(None, phase, [40], family).all()), "without the scope a loss depends on the whole row"
 
 
+@both
 @pytest.mark.parametrize("phase", list(Phase))
-def test_a_row_of_one_document_is_the_same_in_both_scopes(phase: Phase) -> None:
+def test_a_row_of_one_document_is_the_same_in_both_scopes(phase: Phase, family: str) -> None:
     ids = torch.randint(5, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     ids[:, 0], ids[:, -1] = 2, SEP
     where = torch.tensor([[3, 9], [4, 40]])
     losses = [
-        make_model(end)(ids, where, ids.gather(1, where), torch.tensor([7, 8]), phase=phase, keep=32)[0]
+        make_model(end, family)(ids, where, ids.gather(1, where), torch.tensor([7, 8]), phase=phase, keep=32)[0]
         for end in (None, SEP)
     ]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)

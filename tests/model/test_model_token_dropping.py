@@ -25,9 +25,10 @@ class Counting(nn.Module):
         self.seen: list[tuple[Any, Any, Any]] = []
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, row_seed: Tensor | None = None
+        self, x: Tensor, context: Tensor | None, mask: Tensor | None, row_seed: Tensor | None, place: Tensor | None
     ) -> Tensor:
         assert row_seed is not None, "no seeds for its dropout"
+        assert place is not None and place.shape == x.shape[:2], "no places of its tokens"
         self.seen.append((x, context, mask))
         return x + 2.0**self.number
 
@@ -158,6 +159,23 @@ def test_scores_choose_among_the_others() -> None:
     scores[50:58] = torch.tensor([3.0, 1, 4, 1, 5, 9, 2, 6])
     marks = TokenDropping(VOCAB, ALWAYS, PAD)(stack(1), torch.zeros(1, 8, 1), ids, scores, torch.zeros(1).long(), 4)
     assert marks[0, :, 0].tolist() == [0, 0, 1, 0, 1, 1, 0, 1]
+
+
+class Placed(nn.Module):
+    """Its tokens hold where they stand, and it is told the same."""
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: object, row_seed: object, place: Tensor) -> Tensor:
+        assert torch.equal(x[..., 0].long(), place) and place.dtype == torch.int64
+        assert context is None or torch.equal(context[..., 0], torch.arange(20.0).expand(6, 20))
+        return x
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_layers_are_told_where_their_tokens_stand(per_layer: bool) -> None:
+    layers = nn.ModuleList(Placed() for _ in range(4))
+    ids, hidden = torch.randint(5, 100, (6, 20)), torch.arange(20.0).expand(6, 20)[..., None]
+    dropping = TokenDropping(VOCAB, ALWAYS, PAD, per_layer)
+    assert torch.equal(dropping(layers, hidden, ids, None, torch.arange(6), 9), hidden)
 
 
 # ---- random-LTD

@@ -5,15 +5,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sctd.config import ObjectiveConfig
+from sctd.config import ObjectiveConfig, config_from_dict
 from sctd.objective.arms import ARMS, Selection
+from sctd.objective.build import build_hook
 from sctd.objective.schedule import HybridScheduleHook, Phase
 
 
-def make_hook(arm: str = "sctd", interval: int = 10, keep_ratio: float = 0.5, length: int = 512, steps: int = 1000):
-    chosen = ARMS[arm]
-    grow_steps = steps if chosen.keep_grows else 0
-    return HybridScheduleHook(chosen.drops, interval if chosen.aligns else 0, keep_ratio, length, grow_steps)
+def make_hook(
+    arm: str = "sctd",
+    interval: int = 10,
+    keep_ratio: float = 0.5,
+    length: int = 512,
+    steps: int = 10_000_000,
+    full: tuple[int, int] = (0, 0),
+) -> HybridScheduleHook:
+    """full: full_start and full_finish."""
+    tree = {
+        "arm": arm,
+        "model": {"keep_ratio": keep_ratio},
+        "objective": {"interval": interval},
+        "schedule": {"full_start": full[0], "full_finish": full[1]},
+        "train": {"steps": steps},
+    }
+    return build_hook(config_from_dict(tree), length)
 
 
 def call(hook: HybridScheduleHook, global_steps: int, training: bool = True, length: int = 512) -> tuple[Phase, int]:
@@ -85,6 +99,71 @@ def test_random_ltd_grows_to_the_whole_row(keep_ratio: float, length: int) -> No
     assert kept[-1] == length == hook.keep(steps + 50)
     assert abs(kept[0] - max(16, keep_ratio * length)) <= 9
     assert abs(kept[steps // 2] - (1 + keep_ratio) / 2 * length) <= 9, "it does not grow linearly"
+
+
+# ---- full start and full finish
+
+
+def letters(hook: HybridScheduleHook, steps: int) -> str:
+    """The phases of a run's steps, by their first letters."""
+    return "".join(hook.phase(step).value[0] for step in range(1, steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("full", "phases"),
+    [
+        ((0, 0), "dddadddadddadddaddda"),
+        ((5, 0), "fffffddadddadddaddda"),
+        ((3, 0), "fffadddadddadddaddda"),  # the first step behind the start may be an ALIGN step
+        ((4, 0), "ffffdddadddadddaddda"),
+        ((0, 3), "dddadddadddadddadfff"),
+        ((0, 5), "dddadddadddadddfffff"),
+        ((5, 3), "fffffddadddadddadfff"),
+        ((7, 12), "fffffffaffffffffffff"),
+        ((19, 0), "fffffffffffffffffffa"),
+        ((19, 1), "ffffffffffffffffffff"),
+        ((20, 0), "ffffffffffffffffffff"),
+        ((0, 20), "ffffffffffffffffffff"),
+    ],
+)
+def test_full_start_and_full_finish(full: tuple[int, int], phases: str) -> None:
+    """They lie over the schedule: ALIGN stays where t mod F is 0, counted from the run's first step."""
+    hook = make_hook(interval=4, steps=20, full=full)
+    assert letters(hook, 20) == phases
+    assert [call(hook, done)[0].value[0] for done in range(20)] == list(phases)
+    assert {call(hook, done, training=False)[0] for done in range(20)} == {Phase.FULL}
+
+
+def test_without_them_it_is_the_papers() -> None:
+    hook = make_hook(interval=10, steps=250)
+    assert letters(hook, 250) == ("d" * 9 + "a") * 25
+    bare = HybridScheduleHook(True, 10, lambda step: 0.5, 512)
+    assert letters(bare, 250) == letters(hook, 250)
+
+
+@pytest.mark.parametrize("arm", ["token_drop", "random_drop", "random_ltd"])
+def test_full_start_of_arms_without_alignment(arm: str) -> None:
+    assert letters(make_hook(arm, interval=4, steps=20, full=(5, 3)), 20) == "f" * 5 + "d" * 12 + "f" * 3
+
+
+def test_the_baseline_has_no_phases() -> None:
+    hook = make_hook("baseline", steps=20, full=(5, 3))
+    assert letters(hook, 20) == "f" * 20 and hook.phase.starts == [1]
+
+
+def test_where_phases_begin() -> None:
+    """What the cost of a run is counted by."""
+    assert make_hook(steps=20, full=(5, 3)).phase.starts == [1, 6, 18]
+    assert make_hook(steps=20, full=(12, 8)).phase.starts == [1]
+
+
+def test_the_share_of_kept_tokens_grows_on_through_a_full_start() -> None:
+    plain, late = (make_hook("random_ltd", steps=100, full=full) for full in ((0, 0), (30, 10)))
+    assert [late.keep(step) for step in range(1, 101)] == [plain.keep(step) for step in range(1, 101)]
+    assert len({plain.keep(step) for step in range(1, 101)}) > 5
+
+
+# ---- arms
 
 
 def test_arms_are_the_ones_of_the_method() -> None:

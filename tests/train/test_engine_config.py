@@ -12,7 +12,8 @@ from sctd.train.engine import read_deepspeed_json, resolve
 
 
 def config(**train: Any) -> Config:
-    return load_config("demo", [f"train.{key}={value}" for key, value in train.items()])
+    words = [f"train.{key}={value}" for key, value in train.items()]
+    return load_config("demo", ["optimizer.name=adamw", *words])
 
 
 @pytest.mark.parametrize(

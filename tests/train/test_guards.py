@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sctd.config import config_from_dict, load_config
 from sctd.train.checkpoint import read_weights
-from sctd.train.guards import Curve, GoBack, Skips, spread
+from sctd.train.guards import Curve, GoBack, Plateau, Skips, levers, spread
 from support import assert_same_run, environment, records, sctd, train
 
 # A run whose gradients are not a number wherever certain samples take part.
@@ -103,10 +104,10 @@ def test_skips_are_counted_in_a_row() -> None:
         scaled.add(False, 0, 1)
 
 
-def warnings(losses: list[float], warmup: int = 5, phases: str = "mlm_drop") -> list[str]:
-    curve, said = Curve(6.0, warmup, 0), []
+def warnings(losses: list[float], phases: str = "mlm_drop", cursor: int = 0) -> list[str]:
+    curve, said = Curve(cursor), []
     for step, loss in enumerate(losses, start=1):
-        record: dict[str, Any] = {"step": step, "samples": 8 * step, "mlm_drop": None, "mlm_full": None}
+        record: dict[str, Any] = {"step": step, "samples": cursor + 8 * step, "mlm_drop": None, "mlm_full": None}
         said += curve.look(record | {phases: loss})
     return said
 
@@ -117,6 +118,8 @@ def test_a_spike_is_named_with_its_samples(name: str) -> None:
     assert warnings(falling, phases=name) == []
     (said,) = warnings([*falling, 9.0, 6.4], phases=name)
     assert "spike at step 31: 9.000" in said and "data.skip_samples=[[240,248]]" in said
+    (said,) = warnings([5.0] * 10 + [9.0], phases=name, cursor=1000)  # as it is after a resume
+    assert "spike at step 11" in said and "data.skip_samples=[[1080,1088]]" in said
 
 
 def test_noise_is_no_spike() -> None:
@@ -124,11 +127,95 @@ def test_noise_is_no_spike() -> None:
     assert warnings([5.0 + 2.0 * (step % 3 - 1) for step in range(40)]) == []
 
 
-def test_a_loss_that_sits_on_the_unigram_entropy_is_told_once() -> None:
-    (said,) = warnings([9.0, 8.0, 7.0] + [6.0 + 0.05 * (step % 2) for step in range(60)])
-    assert "unigram entropy of 6.000" in said
-    assert warnings([6.02] * 40, warmup=100) == []
-    assert warnings([7.0 - 0.04 * step for step in range(60)]) == []
+def test_a_flat_loss_is_no_spike() -> None:
+    assert warnings([9.0, 8.0, 7.0] + [6.0 + 0.05 * (step % 2) for step in range(60)]) == []
+
+
+# ---- the plateau
+
+ENTROPY = 6.0
+Records = list[dict[str, Any]]
+
+
+def validated(losses: list[float], every: int = 100) -> Records:
+    """Records with a validation, as the loop has them."""
+    steps = range(every, every * (len(losses) + 1), every)
+    return [{"step": step, "valid_loss": loss, "context_use": 0.02} for step, loss in zip(steps, losses, strict=True)]
+
+
+def watched(records: Records, warmup: int = 0, before: Records | None = None) -> list[str]:
+    """What is said; the records are added to."""
+    plateau = Plateau(ENTROPY, warmup, before or [], "this, that")
+    return [line for record in records for line in plateau.look(record)]
+
+
+def test_the_breakthrough_is_the_first_validation_one_nat_below_the_entropy() -> None:
+    records = validated([6.5, 5.9, 5.01, 5.0, 5.2, 4.0])
+    assert watched(records) == []
+    assert [record["breakthrough_step"] for record in records] == [None, None, None, 400, 400, 400]
+    assert [record["valid_gap"] for record in records] == pytest.approx([-0.5, 0.1, 0.99, 1.0, 0.8, 2.0])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 5])
+def test_a_breakthrough_is_known_across_a_resume(cut: int) -> None:
+    """By the records of the run so far, those between validations among them."""
+    whole = validated([6.5, 5.9, 5.01, 5.0, 5.2, 4.0])
+    watched(whole)
+    before = [dict(record) for record in whole[:cut]]
+    before = [line for record in before for line in ({"step": record["step"] - 1, "loss": 5.0}, record)]
+    before.append({"step": 10 * cut + 1, "valid_loss": None})
+    after = validated([6.5, 5.9, 5.01, 5.0, 5.2, 4.0])[cut:]
+    assert watched(after, before=before) == [] and after == whole[cut:]
+
+
+def test_a_run_on_the_plateau_is_told_once() -> None:
+    (said,) = watched(validated([6.1, 5.9, 5.85, 5.84, 5.83, 5.83, 5.82, 5.82]))
+    assert said.startswith("WARNING: on the plateau: 3 validations brought less than 0.1 nats")
+    assert "0.15 nats below the unigram entropy of 6.000" in said or "0.16 nats below" in said
+    assert "context use 0.02" in said and said.endswith("what leaves it: this, that")
+    assert "\n" not in said
+
+
+def test_where_a_run_counts_as_flat() -> None:
+    flat = [5.9, 5.85, 5.84]
+    assert len(watched(validated(flat))) == 1, "three validations are enough"
+    assert watched(validated(flat[:2])) == [], "two are not"
+    assert watched(validated(flat), warmup=300) == [] and len(watched(validated(flat), warmup=299)) == 1
+    assert watched(validated([5.9, 5.85, 5.78])) == [], "it moves"
+    assert watched(validated([4.9, 4.9, 4.9, 4.9])) == [], "it has left the plateau"
+    assert watched(validated([4.9, 5.5, 5.5, 5.5])) == [], "it had left the plateau"
+    assert len(watched(validated([6.5, 6.6, 6.7]))) == 1, "it gets worse"
+
+
+def test_a_plateau_is_seen_across_a_resume() -> None:
+    records = validated([5.9, 5.85, 5.84])
+    assert len(watched(records[2:], before=records[:2])) == 1
+
+
+def test_levers_are_those_not_yet_used() -> None:
+    asked = {"model.family=modernbert", "optimizer.name=muon", "model.positions=sinusoidal", "schedule.full_start"}
+
+    def named(recipe: str, *overrides: str) -> set[str]:
+        text = levers(load_config(recipe, overrides))
+        assert text.endswith("a higher optimizer.lr, or more steps")
+        return {name for name in asked if name in text}
+
+    assert named("bert-base-sctd") == asked
+    assert named("bert-base-baseline") == asked - {"schedule.full_start"}
+    assert named("bert-base-sctd", "schedule.full_start=5000", "optimizer.name=muon") == {
+        "model.family=modernbert", "model.positions=sinusoidal",
+    }  # fmt: skip
+    assert named("modernbert-base-sctd") == {"optimizer.name=muon"}
+    assert named("demo") == set()
+    assert named("demo-bert") == {"model.family=modernbert"}
+
+
+def test_levers_are_keys_of_a_recipe() -> None:
+    """What the warning names can be set as it says."""
+    text = levers(config_from_dict({}))
+    for part in text.split(", ")[:3]:
+        load_config("bert-base-sctd", [part])
+    assert "schedule.full_start" in text.split(", ")[3]
 
 
 def test_spread_names_the_slowest() -> None:

@@ -254,10 +254,13 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int, has_token_types: bool = True) -> None:
     """Write tokenizer.json, tokenizer_config.json and vocab.txt, so that transformers.AutoTokenizer loads `folder`.
 
     transformers then adds [CLS] and [SEP]; `model_max_length` counts them. The tokenizer itself is not changed.
+
+    Args:
+        has_token_types: whether the model takes token types.
     """
     stored = Tokenizer.from_str(tokenizer.to_str())
     stored.no_truncation()
@@ -268,6 +271,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) ->
     pieces = sorted(stored.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8", newline="\n")
     config = _transformers_config(json.loads(stored.to_str()), model_max_length)
+    if not has_token_types:
+        config["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HEADS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}  # classes of transformers, by family
 
-# (ours, theirs) by prefix; `{}` is the layer number. Several prefixes are matrices that stand one below the other on the
-# other side, each with its share of the rows.
+# (ours, theirs) by prefix; `{}` is the layer number. Several prefixes are matrices that stand one below the other on
+# the other side, each with its share of the rows.
 _Names = str | tuple[tuple[str, int], ...]
 _Map = tuple[tuple[_Names, _Names], ...]
 _BERT: _Map = (

@@ -108,8 +108,8 @@ class StepFlops:
         return 3.0 * sum(self._scores(*layer) for layer in self.layers(phase, keep))
 
     def _again(self, phase: Phase, keep: int) -> float:
-        """What a recomputed forward costs. It ends where all that the backward needs is there: without dropout, the last
-        product of a modernbert's layers feeds nothing that is."""
+        """What a recomputed forward costs. It ends where all that the backward needs is there: without dropout, the
+        last product of a modernbert's layers feeds nothing that is."""
         last = 2.0 * self.shape.hidden_size * self.shape.intermediate_size
         unused = sum(queries for queries, _ in self.layers(phase, keep)) * last
         spared = self.shape.is_modern and not self.shape.dropout

@@ -1,5 +1,7 @@
 """The DeepSpeed engine of a run: its configuration, its optimizer, and the hybrid schedule hook on it."""
 
+import contextlib
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,15 +11,17 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from sctd.config import Config, config_from_dict, merge_dicts, to_dict, validate
+from sctd.config import Config, OptimizerConfig, config_from_dict, merge_dicts, to_dict, validate
 from sctd.errors import UserError
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.train.distributed import World
+from sctd.train.muon import Muon, layer_matrices
 
 _PRECISION_KEYS = ("bf16", "fp16", "torch_autocast")
 _FLOAT32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
@@ -63,7 +67,8 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     Where both speak, the JSON wins, and the returned configuration says what it says.
 
     Raises:
-        UserError: batch sizes that do not multiply out, two precisions at once, or a stage that is not supported.
+        UserError: batch sizes that do not multiply out, two precisions at once, a stage that is not supported, or what
+            Muon does not go with.
     """
     total, micro, accumulation = _batch_sizes(config, user, world_size)
     stage = user.get("zero_optimization", {}).get("stage", config.train.zero_stage)
@@ -71,6 +76,7 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
         raise UserError(f"DeepSpeed config: zero_optimization.stage is {stage!r}: it must be 0, 1, 2 or 3")
     offloads = _offloads(user, stage)
     precision = _precision(config, user, stage)
+    _check_muon(config.optimizer, user, stage)
     clip = user.get("gradient_clipping", config.optimizer.clip)
     optimizer = config.optimizer
     shared = {key: getattr(optimizer, key) for key in ("lr", "betas", "eps", "weight_decay")}
@@ -170,21 +176,62 @@ def _precision(config: Config, user: dict[str, Any], stage: int) -> str:
     return asked[0]
 
 
+def _check_muon(cfg: OptimizerConfig, user: dict[str, Any], stage: int) -> None:
+    name = user.get("optimizer", {}).get("type", "")
+    if str(name).lower() == "muon":
+        raise UserError(
+            f"DeepSpeed config: optimizer.type is {name!r}, which takes fused matrices for one: remove that section, "
+            "and use optimizer.name=muon"
+        )
+    if cfg.name != "muon":
+        return
+    for section, ours in (("optimizer", "optimizer"), ("scheduler", "schedule")):
+        if section in user:
+            raise UserError(
+                f"DeepSpeed config: the section '{section}' does not go with optimizer.name=muon: remove it, and set "
+                f"{ours}.* in the recipe, or use optimizer.name=adamw"
+            )
+    for name in ("offload_optimizer", "offload_param"):
+        if user.get("zero_optimization", {}).get(name, {}).get("device", "none") != "none":
+            raise UserError(
+                f"DeepSpeed config: zero_optimization.{name} does not go with optimizer.name=muon, whose products are "
+                "too much for a CPU: remove it, or use optimizer.name=adamw"
+            )
+    if stage == 3:
+        raise UserError(
+            "ZeRO stage 3 does not go with optimizer.name=muon, which needs whole matrices: use train.zero_stage=0, "
+            "1 or 2, or optimizer.name=adamw"
+        )
+    if stage == 0 and user.get("bf16", {}).get("enabled"):
+        raise UserError(
+            "DeepSpeed config: bf16 without ZeRO does not go with optimizer.name=muon: use stage 1 or torch_autocast"
+        )
+
+
 def build_engine(
     model: nn.Module, config: Config, ds_config: dict[str, Any], hook: HybridScheduleHook, world: World
 ) -> DeepSpeedEngine:
-    """`deepspeed.initialize` with the run's optimizer, and the hybrid schedule as a forward pre-hook."""
-    groups = list(_parameter_groups(model, config.optimizer.weight_decay))
+    """`deepspeed.initialize` with the run's optimizer, and the hybrid schedule as a forward pre-hook.
+
+    Raises:
+        UserError: a value in the DeepSpeed JSON that DeepSpeed refuses; a model without a matrix that Muon could move.
+    """
+    groups = list(_parameter_groups(model, config.optimizer))
     on_cpu = ds_config.get("zero_force_ds_cpu_optimizer") is False or world.device.type == "cpu"
     optimizer = None if "optimizer" in ds_config else _optimizer(groups, config, on_cpu)
     try:
-        engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
-        )
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # its bf16 optimizer prints memory sizes, whatever the log level
+            engine, *_ = deepspeed.initialize(
+                model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
+            )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"DeepSpeed config: {error.title}, '{where}': {first['msg']}") from None
+    if isinstance(optimizer, Muon):
+        optimizer.bind(engine)
     engine.register_forward_pre_hook(hook, with_kwargs=True)
     return engine
 
@@ -237,16 +284,29 @@ class StepWatch:
             clip_grads_with_norm_(parameters, self._clip, self._norm)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
-    """Matrices decay; biases and LayerNorm do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    yield {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay}
-    yield {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
+def _parameter_groups(model: nn.Module, cfg: OptimizerConfig) -> Iterable[dict[str, Any]]:
+    """Matrices decay; biases and norms do not. Muon's come last.
+
+    `peak_lr` is the rate that the schedule multiplies.
+    """
+    found = layer_matrices(model) if cfg.name == "muon" else {}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    others = [parameter for name, parameter in named if name not in found]
+    yield {"params": [p for p in others if p.dim() > 1], "weight_decay": cfg.weight_decay, "peak_lr": cfg.lr}
+    yield {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "peak_lr": cfg.lr}
+    if found:
+        moved = [parameter for name, parameter in named if name in found]
+        rate = {"lr": cfg.muon_lr, "peak_lr": cfg.muon_lr}
+        yield {"params": moved, "weight_decay": cfg.weight_decay, "muon": True, **rate}
 
 
 def _optimizer(groups: list[dict[str, Any]], config: Config, on_cpu: bool) -> torch.optim.Optimizer:
     cfg = config.optimizer
     common: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps}
+    if cfg.name == "muon":
+        if Muon not in ZERO_SUPPORTED_OPTIMIZERS:  # else DeepSpeed would refuse it as untested
+            ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
+        return Muon(groups, **common)
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **common)
     if cfg.name == "deepspeed_adamw":

@@ -17,8 +17,7 @@ from deepspeed import DeepSpeedEngine
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sctd.corpus.tokenizer import save_tokenizer, special_ids
-from sctd.model.bert import BertShape
+from sctd.model.shape import BertShape
 from sctd.train.distributed import World
 from sctd.train.export import write_model
 from sctd.train.monitor import EVALUATED
@@ -83,8 +82,7 @@ class Evaluation:
         state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
         with tempfile.TemporaryDirectory(prefix="sctd-") as name:
             folder = Path(name)
-            write_model(folder, state, self._shape, special_ids(self._tokenizer).pad)
-            save_tokenizer(self._tokenizer, folder, model_max_length=self._shape.max_positions)
+            write_model(folder, state, self._shape, self._tokenizer)
             return self._evaluator(folder, check)
 
 

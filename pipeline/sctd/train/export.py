@@ -9,15 +9,16 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from sctd.config import Config, config_from_dict
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.corpus.prepare import load_corpus_tokenizer
-from sctd.corpus.tokenizer import save_tokenizer
+from sctd.corpus.tokenizer import save_tokenizer, special_ids
 from sctd.errors import UserError
-from sctd.model.bert import BertShape
-from sctd.model.convert import to_hf_config, to_hf_state
+from sctd.model.convert import HEADS, to_hf_config, to_hf_state
+from sctd.model.shape import BertShape
 from sctd.objective.arms import ARMS
 from sctd.train import checkpoint
 from sctd.train.monitor import latest, read_metrics
@@ -47,8 +48,14 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
             f"the corpus has rows of {length} tokens, model.max_positions is {model.max_positions}: "
             "raise it, or prepare the corpus with a smaller --seq-len"
         )
+    return shape_of(config, vocab)
+
+
+def shape_of(config: Config, vocab_size: int) -> BertShape:
+    """The shape that a recipe describes, with a vocabulary of this size."""
+    model = config.model
     return BertShape(
-        vocab_size=vocab,
+        vocab_size=vocab_size,
         layers=model.layers,
         hidden_size=model.hidden_size,
         heads=model.heads,
@@ -58,6 +65,8 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
         attention_dropout=model.attention_dropout,
         layer_norm_eps=model.layer_norm_eps,
         initializer_range=model.initializer_range,
+        family=model.family,
+        positions=model.positions,
     )
 
 
@@ -92,7 +101,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequence[tuple[str, str]] = ()) -> None:
-    """Write a checkpoint of a run to `out` as a `BertForMaskedLM` folder.
+    """Write a checkpoint of a run to `out` as a folder of transformers: BertForMaskedLM or ModernBertForMaskedLM.
 
     Args:
         step: which one; None: the newest whole one.
@@ -113,8 +122,7 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequen
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_model(temporary, state, shape, manifest.special_ids.pad)
-    save_tokenizer(load_corpus_tokenizer(corpus, manifest), temporary, model_max_length=shape.max_positions)
+    write_model(temporary, state, shape, load_corpus_tokenizer(corpus, manifest))
     facts = _facts(config, run_dir, path)
     (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     card = _model_card(config, manifest, facts["step"], run_dir, scores)
@@ -123,12 +131,14 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequen
     temporary.rename(out)
 
 
-def write_model(folder: Path, state: dict[str, Tensor], shape: BertShape, pad: int) -> None:
-    """config.json and model.safetensors of a `BertForMaskedLM`, from our state dict."""
-    hf_config = to_hf_config(shape, pad)
+def write_model(folder: Path, state: dict[str, Tensor], shape: BertShape, tokenizer: Tokenizer) -> None:
+    """config.json, model.safetensors and tokenizer of a transformers model, from our state dict."""
+    special = special_ids(tokenizer)
+    hf_config = to_hf_config(shape, special.pad, special.cls, special.sep)
     hf_config.dtype = torch.float32
     hf_config.save_pretrained(folder)
-    save_file(to_hf_state(state, shape.layers), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(to_hf_state(state, shape), folder / "model.safetensors", metadata={"format": "pt"})
+    save_tokenizer(tokenizer, folder, shape.max_positions, has_token_types=not shape.is_modern)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -233,12 +243,14 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path, sc
     }
     rows += [(label, f"{record[key]:.4g}") for key, label in labels.items() if record.get(key) is not None]
     evaluation = f"## Evaluation\n\n| measured | result |\n|---|---|\n{_rows(scores)}\n" if scores else ""
+    name, head = {"bert": "BERT", "modernbert": "ModernBERT"}[model.family], HEADS[model.family]
+    untrained = "No next-sentence prediction: token type embeddings beyond type 0 are untrained.\n\n"
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [bert, masked-lm, token-dropping]\n---\n\n"
-        f"# BERT pretrained with sctd ({config.arm})\n\n"
-        "A plain `BertForMaskedLM`: token dropping is a way of training and leaves no trace in the architecture.\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [{model.family}, masked-lm, token-dropping]\n"
+        f"---\n\n# {name} pretrained with sctd ({config.arm})\n\n"
+        f"A plain `{head}`: token dropping is a way of training and leaves no trace in the architecture.\n\n"
         f"| | |\n|---|---|\n{_rows(rows)}\n{evaluation}"
-        "No next-sentence prediction: token type embeddings beyond type 0 are untrained.\n\n"
+        f"{untrained if model.family == 'bert' else ''}"
         f"<!-- {_MARK} -->\n"
     )
 

@@ -3,16 +3,20 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from sctd.config import Config
+
 _MEMORY = 20  # log records that a loss is held against
 _JUMP = 1.0  # nats above their median, and
 _SPREADS = 5.0  # so many times their usual distance from it, make a spike
-_NEAR = 0.1  # nats around the unigram entropy that count as sitting on it
+_BREAKTHROUGH = 1.0  # nats below the unigram entropy: what no model reaches that leaves the context unused
+_FLAT = 3  # validations past the warm-up that must have brought less than
+_RISE = 0.1  # nats for a run to sit on the plateau
 _SCALER_STEPS = 16  # steps in a row that an fp16 scaler may skip until it has found its scale
 
 
@@ -52,15 +56,12 @@ class Curve:
     """Says what is strange about the logged MLM losses, in a line.
 
     Args:
-        entropy: of the corpus' unigrams in nats: the loss of a model that knows how frequent tokens are, and no more.
-        warmup: steps after which it should know more.
         cursor: samples consumed before the first record.
     """
 
-    def __init__(self, entropy: float, warmup: int, cursor: int) -> None:
-        self._entropy, self._warmup = entropy, warmup
+    def __init__(self, cursor: int) -> None:
         self._losses: deque[float] = deque(maxlen=_MEMORY)
-        self._cursor, self._told = cursor, False
+        self._cursor = cursor
 
     def look(self, record: dict[str, Any]) -> Iterator[str]:
         """The warnings that a log record gives cause for."""
@@ -78,13 +79,62 @@ class Curve:
                     f"data.skip_samples=[[{before},{self._cursor}]]"
                 )
         self._losses.append(loss)
-        stuck = len(self._losses) == _MEMORY and all(abs(one - self._entropy) < _NEAR for one in self._losses)
-        if stuck and record["step"] > self._warmup and not self._told:
+
+
+class Plateau:
+    """Watches a model leave the plateau on which it knows how frequent tokens are and little more.
+
+    Args:
+        entropy: of the corpus' unigrams in nats: the loss of a model that knows frequencies alone.
+        warmup: steps after which it should know more.
+        records: of the run so far.
+        levers: what to try, for the warning.
+    """
+
+    def __init__(self, entropy: float, warmup: int, records: Iterable[dict[str, Any]], levers: str) -> None:
+        self._entropy, self._warmup, self._levers = entropy, warmup, levers
+        self._breakthrough: int | None = None
+        self._late: list[float] = []  # gaps past the warm-up
+        self._told = False
+        for record in records:
+            if record.get("valid_loss") is not None:
+                self._see(record)
+
+    def look(self, record: dict[str, Any]) -> Iterator[str]:
+        """Adds to a record with a validation `valid_gap`, nats below the entropy, and `breakthrough_step`, that of the
+        first validation at least 1 nat below it (null: not yet); yields a warning where the run sits on the plateau."""
+        gap = self._see(record)
+        record |= {"valid_gap": gap, "breakthrough_step": self._breakthrough}
+        recent = self._late[-_FLAT:]
+        stands = len(recent) == _FLAT and abs(recent[-1] - recent[0]) < _RISE
+        if self._breakthrough is None and stands and not self._told:
             self._told = True
             yield (
-                f"WARNING: the MLM loss sits on the corpus' unigram entropy of {self._entropy:.3f} nats: the model "
-                "knows how frequent tokens are, and no more; look at optimizer.lr and at the warm-up"
+                f"WARNING: on the plateau: {_FLAT} validations brought less than {_RISE:g} nats, the last one is "
+                f"{abs(gap):.2f} nats {'below' if gap > 0 else 'above'} the unigram entropy of {self._entropy:.3f} "
+                f"(context use {record['context_use']:.2f}); what leaves it: {self._levers}"
             )
+
+    def _see(self, record: dict[str, Any]) -> float:
+        gap = self._entropy - float(record["valid_loss"])
+        if record["step"] > self._warmup:
+            self._late.append(gap)
+        if self._breakthrough is None and gap >= _BREAKTHROUGH:
+            self._breakthrough = record["step"]
+        return gap
+
+
+def levers(config: Config) -> str:
+    """What a run has not tried that leaves the plateau, best first (docs/learning.md has the measurements)."""
+    known = [
+        ("model.family=modernbert", config.model.family != "modernbert"),
+        ("optimizer.name=muon", config.optimizer.name != "muon"),
+        ("model.positions=sinusoidal", config.model.family == "bert" and config.model.positions == "learned"),
+        ("schedule.full_start (steps before the first dropping one)",
+         config.arm != "baseline" and not config.schedule.full_start),
+        ("a higher optimizer.lr, or more steps", True),
+    ]  # fmt: skip
+    return ", ".join(name for name, helps in known if helps)
 
 
 class Pace:

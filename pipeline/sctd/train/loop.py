@@ -19,16 +19,17 @@ from sctd.data.masking import Masker
 from sctd.data.stream import Batch, Rows, TrainStream
 from sctd.errors import UserError
 from sctd.objective.importance import ImportanceTable
-from sctd.objective.schedule import HybridScheduleHook
+from sctd.objective.schedule import HybridScheduleHook, Phase
+from sctd.schedule import Schedule
 from sctd.train import checkpoint
-from sctd.train.accounting import StepFlops, seconds_left
+from sctd.train.alignment import kl_gradient
 from sctd.train.checkpoint import Progress, Saver
 from sctd.train.distributed import World, from_main, together
 from sctd.train.engine import StepWatch
 from sctd.train.evaluation import Evaluation
-from sctd.train.guards import Curve, GoBack, Pace, Skips, spread
-from sctd.train.learning_rate import learning_rate
-from sctd.train.monitor import Clock, LossMeter, Monitor
+from sctd.train.flops import Work
+from sctd.train.guards import Curve, GoBack, Pace, Plateau, Skips, levers, spread
+from sctd.train.monitor import Clock, LossMeter, Monitor, read_metrics
 from sctd.train.preemption import Mailbox, Requests
 from sctd.train.validate import validate
 
@@ -49,13 +50,13 @@ class Run:
     valid_rows: Rows
     masker: Masker
     tokenizer: Tokenizer
-    flops: dict[int, StepFlops]  # by the length of a row
+    work: Work
     peak_flops: float | None
     identity: dict[str, Any]
     mailbox: Mailbox
     watch: StepWatch
     unigram_entropy: float  # of the corpus, in nats
-    own_learning_rate: bool  # false where the user's DeepSpeed JSON brings a scheduler
+    rate: Schedule[float] | None  # the learning rate; None where the user's DeepSpeed JSON brings a scheduler
     evaluation: Evaluation | None  # None: the weights are evaluated when the run has ended, if at all
 
 
@@ -71,7 +72,7 @@ def train(run: Run, progress: Progress) -> Progress:
     since, rollbacks = -1, 0  # the checkpoint gone back to last, and how often it was
     while rollbacks < _ROLLBACKS:
         goal = cfg.stop_at or cfg.steps
-        left = partial(seconds_left, run.config, tuple(run.flops), goal=goal)
+        left = partial(run.work.seconds_left, goal=goal)
         monitor = Monitor(run.run_dir, run.world, progress.step, goal, left)
         run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
         batches = run.stream.iterate(progress.cursor, progress.step + 1)
@@ -101,7 +102,9 @@ def _train(
     cfg = run.config.train
     last_step = cfg.stop_at or cfg.steps
     meter, clock, skips = LossMeter(run.world.device), Clock(progress.seconds), Skips(cfg.rollback_after, cfg.precision)
-    window, curve = Window(run, progress), Curve(run.unigram_entropy, run.config.schedule.warmup_steps, progress.cursor)
+    window, curve = Window(run, progress), Curve(progress.cursor)
+    warmup, before = run.config.schedule.warmup_steps, read_metrics(run.run_dir) if run.world.is_main else []
+    plateau = Plateau(run.unigram_entropy, warmup, before, levers(run.config))
     run.engine.train()
 
     for step in range(progress.step + 1, last_step + 1):
@@ -137,13 +140,17 @@ def _train(
             record = {"step": step, "phase": str(run.hook.phase(step)), **means, "lr": rate}
             record |= window.read(progress, requests.gather)
             with clock.paused():
+                if run.hook.phase(step) is Phase.ALIGN:
+                    keep = run.hook.keep(step, run.stream.length(step))
+                    record["kl_gradient"] = kl_gradient(run.engine.module, on_device, keep)
                 if validates:
                     record |= _validate(run, requests)
                     monitor.importance(run.importance, run.tokenizer, step)
                 if evaluates and run.evaluation is not None and not requests.stop:
                     record |= run.evaluation(requests, monitor.say)
+                warnings = [*curve.look(record), *(plateau.look(record) if record.get("valid_loss") else ())]
                 monitor.log(record)
-                for warning in curve.look(record):
+                for warning in warnings:
                     monitor.say(warning)
         if step == last_step or requests.stop or requests.save or is_due(step, cfg.save_every):
             progress.seconds = clock.seconds()
@@ -223,11 +230,9 @@ class Window:
         return step
 
     def add(self, step: int) -> None:
-        hook, flops, rows = self._run.hook, self._run.flops, self._run.config.train.batch_size
-        length = self._run.stream.length(step)
-        phase, keep = hook.phase(step), hook.keep(step, length)
-        self._flops += flops[length].row(phase, keep) * rows
-        self._hardware_flops += flops[length].hardware_row(phase, keep) * rows
+        model, hardware = self._run.work.step(step)
+        self._flops += model
+        self._hardware_flops += hardware
 
     def read(self, progress: Progress, gather: Callable[[float], list[float]]) -> dict[str, Any]:
         """The metrics that need a stretch of time, and the counters; starts a new window.
@@ -242,6 +247,8 @@ class Window:
             "samples": progress.cursor,
             "tokens": progress.tokens,
             "tokens_per_s": (progress.tokens - self._tokens) / seconds,
+            "flops": run.work.until(progress.step),
+            "flops_per_s": self._flops / seconds,
             "mfu": self._flops / seconds / peak if peak else None,
             "hfu": self._hardware_flops / seconds / peak if peak else None,
             "padding": self._padded / self._positions,
@@ -249,7 +256,7 @@ class Window:
             "seconds": progress.seconds,
             "step_seconds": seconds / steps,
             "skipped_steps": run.engine.skipped_steps,
-            "keep": run.hook.keep(progress.step, length) if run.hook.drops else length,
+            "keep": length if run.hook.phase(progress.step) is Phase.FULL else run.hook.keep(progress.step, length),
             "ledger": progress.ledger,
             **spread(gather(self.pace.read())),
         }
@@ -263,12 +270,14 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def set_learning_rate(run: Run, step: int) -> float:
+    """Of all parameter groups, each in proportion to its own peak; the rate of `optimizer.lr`."""
     groups = run.engine.optimizer.param_groups
-    if run.own_learning_rate:
-        rate = learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.config.train.steps)
-        for group in groups:
-            group["lr"] = rate
-    return float(groups[0]["lr"])
+    if run.rate is None:
+        return float(groups[0]["lr"])
+    rate, peak = run.rate(step), run.config.optimizer.lr
+    for group in groups:
+        group["lr"] = rate * (group.get("peak_lr", peak) / peak)
+    return rate
 
 
 def extend_ledger(ledger: str, stream: TrainStream, cursor: int, step: int) -> str:

@@ -24,6 +24,7 @@ from sctd.train.distributed import World
 
 _SPEED = (
     "tokens_per_s",
+    "flops_per_s",
     "mfu",
     "hfu",
     "padding",
@@ -33,6 +34,7 @@ _SPEED = (
     "rank_spread",
     "slowest_rank",
 )
+_VALID = ("context_use", "breakthrough_step")
 _SLOW = 1.5  # times the middle rank's forward that are worth a word
 EVALUATED = "eval/"  # what the keys of evaluations begin with
 _NEVER_ABSENT = ("loss", "valid_loss", "valid_perplexity")  # from a record that has their key
@@ -175,6 +177,8 @@ class Clock:
 def _board_name(name: str) -> str:
     if name.startswith(EVALUATED):
         return name
+    if name in _VALID:
+        return f"valid/{name}"
     if name.startswith("valid_"):
         return f"valid/{name.removeprefix('valid_')}"
     return f"{'speed' if name in _SPEED else 'train'}/{name}"
@@ -204,6 +208,10 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
         fields.append(f"rank {record['slowest_rank']} is SLOW, {record['rank_spread']:.1f}x")
     if record.get("valid_loss") is not None:
         fields.append(f"valid {record['valid_loss']:.4f} acc {record['valid_accuracy']:.1%}")
+        if "valid_gap" in record:
+            fields.append(f"gap {record['valid_gap']:.2f} context {record['context_use']:.2f}")
+            if record["breakthrough_step"] == step:
+                fields.append("BREAKTHROUGH")
     fields += [f"{key} {value:.4f}" for key, value in record.items() if key.startswith(EVALUATED)]
     return "  ".join(fields)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,24 @@ from sctd.corpus.prepare import load_corpus_tokenizer
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
-from sctd.model.bert import BertShape
+from sctd.model.shape import BertShape
 from sctd.objective.build import build_hook, build_model
 from sctd.train import checkpoint
-from sctd.train.accounting import device_peak, step_flops
+from sctd.train.accounting import device_peak
 from sctd.train.attempts import attempt
 from sctd.train.checkpoint import Progress
 from sctd.train.distributed import World, barrier, from_main, init_world
 from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
 from sctd.train.evaluation import Evaluation, Evaluator
-from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask, row_lengths
+from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask, read_run, row_lengths
+from sctd.train.flops import Work
 from sctd.train.launch import discover
+from sctd.train.learning_rate import learning_rate
 from sctd.train.lock import locked
 from sctd.train.loop import Run, restore, train
 from sctd.train.monitor import format_seconds, read_metrics
+from sctd.train.muon import describe
+from sctd.train.precision import fastest_precision
 from sctd.train.preemption import EXIT_STOPPED, Mailbox
 from sctd.train.run_folder import check_run_dir, check_same_run, start_run_dir
 from sctd_kernels import backend
@@ -67,12 +71,17 @@ def pretrain(
     shape = bert_shape(config, source.manifest)
     run_dir = Path(config.run.dir)
     check_run_dir(run_dir, resume)
-    config, ds_config = resolve(config, user_json, launch.size)
+    asked, (config, ds_config) = config, resolve(config, user_json, launch.size)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     mailbox = Mailbox()
     with mailbox.listening():
         world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
+        if config.train.precision == "auto":
+            precision, why = from_main(world, lambda: _precision(run_dir, resume, world.device))
+            asked = replace(asked, train=replace(asked.train, precision=precision))
+            config, ds_config = resolve(asked, user_json, launch.size)
+            say(f"precision {precision}: {why}")
         _check_device(config, ds_config, world.device.type)
         with locked(run_dir, world), attempt(run_dir, world) as this:
             if resume:
@@ -166,13 +175,15 @@ def _build(
         valid_rows=Rows(source.folder, manifest, "valid", lengths[0]),
         masker=masker,
         tokenizer=source.tokenizer,
-        flops={length: step_flops(config, shape, length) for length in lengths},
+        work=Work(config, shape, lengths),
         peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
         identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest, lengths)},
         mailbox=mailbox,
         watch=StepWatch(engine),
         unigram_entropy=manifest.unigram_entropy,
-        own_learning_rate="scheduler" not in ds_config,
+        rate=None
+        if "scheduler" in ds_config
+        else learning_rate(config.schedule, config.optimizer.lr, config.train.steps),
         evaluation=evaluation,
     )
 
@@ -189,6 +200,13 @@ def _begin(
         say(f"{run.run_dir} has no checkpoint yet: starting at its beginning")
     start_run_dir(run.run_dir, run.config, ds_config, run.world)
     return Progress(ledger=run.identity["data"])
+
+
+def _precision(run_dir: Path, resume: bool, device: torch.device) -> tuple[str, str]:
+    """What `auto` stands for, and why: what a resumed run was started with, else what this device is fastest in."""
+    if resume and (run_dir / "config.yaml").exists():
+        return read_run(run_dir).train.precision, "as the run was started"
+    return fastest_precision(device)
 
 
 def _data_hash(manifest: Manifest, lengths: Iterable[int]) -> str:
@@ -237,16 +255,27 @@ def _restore(run: Run, path: Path) -> Progress:
 def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
     cfg, engine, world, share = run.config, run.engine, run.world, run.stream.share
     parameters = sum(parameter.numel() for parameter in engine.module.parameters()) / 1e6
-    schedule = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
+    aligns = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
     keep = f", {run.hook.keep(1)} of {run.hook.length} tokens in dropped layers" if run.hook.drops else ""
+    start, finish = cfg.schedule.full_start, cfg.schedule.full_finish
+    full = (
+        f", the first {start:,} and the last {finish:,} steps on the full path"
+        if run.hook.drops and start + finish
+        else ""
+    )
     entropy = f"unigram entropy {manifest.unigram_entropy:.3f} nats"
     rows = f"{share.global_batch} rows a step = {share.world} x {share.micro_batch} x {share.accumulation}"
-    say(f"model     {cfg.model.layers} layers x {cfg.model.hidden_size}, {parameters:.1f}M parameters")
-    say(f"arm       {cfg.arm}{keep}{schedule}")
+    say(
+        f"model     {cfg.model.family}, {cfg.model.layers} layers x {cfg.model.hidden_size}, "
+        f"{parameters:.1f}M parameters"
+    )
+    say(f"arm       {cfg.arm}{keep}{aligns}{full}")
     say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, {entropy}")
     if cfg.data.warmup_steps:
         say(f"warm-up   rows of {cfg.data.warmup_seq_len} tokens for {cfg.data.warmup_steps:,} steps")
     say(f"engine    DeepSpeed, ZeRO-{cfg.train.zero_stage}, {cfg.train.precision}, {world.size} x {world.device.type}")
+    if cfg.optimizer.name == "muon":
+        say(f"optimizer {describe(engine.module)}")
     say(f"batch     {rows} (ranks x rows at once x accumulation)")
     say(f"run       {run.run_dir}")
 
@@ -258,7 +287,8 @@ def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[st
         gap = manifest.unigram_entropy - last["valid_loss"]
         side = "below" if gap > 0 else "ABOVE"
         entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
-        say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}")
+        use = f"; context use {last['context_use']:.2f}" if last.get("context_use") is not None else ""
+        say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}{use}")
     out = run_dir / EXPORT
     export_run(run_dir, out)
     say(f"exported  {out}")

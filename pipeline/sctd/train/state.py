@@ -70,22 +70,19 @@ def snapshot(engine: DeepSpeedEngine, world: World) -> tuple[dict[str, Tensor], 
     What every rank holds they share out.
     """
     optimizer, tensors = _base(engine), {}
-    kinds: list[str] = []
-    scalars: dict[str, Any] = {}
+    states: dict[tuple[str, ...], dict[str, Any]] = {}  # scalars by the moments that they stand beside
     for number, stretch in enumerate(stretches(engine)):
         state = optimizer.state.get(stretch.flat, {})
         moments = {kind: value for kind, value in state.items() if _is_moment(value, stretch.flat)}
         if moments:
-            kinds = sorted(moments)
-            scalars = {key: _scalar(value) for key, value in state.items() if key not in moments}
+            states[tuple(sorted(moments))] = {k: _scalar(value) for k, value in state.items() if k not in moments}
         if stretch.everywhere and number % world.size != world.rank:
             continue
         for kind, tensor in {PARAMETER: stretch.flat, **moments}.items():
             tensors[_key(kind, stretch.name, stretch.start)] = stretch.of(tensor).to("cpu", copy=True)
     facts = {
         "shapes": {name: list(_shape(parameter)) for name, parameter in engine.module.named_parameters()},
-        "moments": kinds,
-        "scalars": scalars,
+        "states": [{"moments": list(moments), "scalars": scalars} for moments, scalars in states.items()],
         "group_steps": [_scalar(group["step"]) for group in optimizer.param_groups if "step" in group],
         "skipped_steps": engine.skipped_steps,
         "loss_scaler": _numbers(getattr(engine.optimizer, "loss_scaler", None)),
@@ -126,20 +123,22 @@ def gather_weights(engine: DeepSpeedEngine, world: World, group: dist.ProcessGro
 @torch.no_grad()
 def restore(engine: DeepSpeedEngine, files: "StateFiles", facts: dict[str, Any], step: int) -> None:
     """Put a saved state into an engine of any number of ranks and any ZeRO stage."""
-    optimizer = _base(engine)
+    optimizer, states = _base(engine), _saved_states(facts)
     for stretch in stretches(engine):
         stop = stretch.start + stretch.length
         stretch.of(stretch.flat).copy_(files.read(PARAMETER, stretch.name, stretch.start, stop))
-        if facts["moments"]:
+        if states:
+            # An optimizer may keep one state for some parameters, and another for the rest.
+            saved = next((each for each in states if files.length(each["moments"][0], stretch.name)), states[0])
             state = optimizer.state[stretch.flat]
-            for kind in facts["moments"]:
+            for kind in saved["moments"]:
                 if kind not in state:
                     state[kind] = torch.zeros_like(stretch.flat, requires_grad=False)
                 stretch.of(state[kind]).copy_(files.read(kind, stretch.name, stretch.start, stop))
             group = _group_of(engine, optimizer, stretch)
-            state.update({key: _unscalar(value, stretch.flat, group) for key, value in facts["scalars"].items()})
-    for group, saved in zip(optimizer.param_groups, facts["group_steps"], strict=False):
-        group["step"] = _unscalar(saved, next(engine.module.parameters()), group)
+            state.update({key: _unscalar(value, stretch.flat, group) for key, value in saved["scalars"].items()})
+    for group, step_of_group in zip(optimizer.param_groups, facts["group_steps"], strict=False):
+        group["step"] = _unscalar(step_of_group, next(engine.module.parameters()), group)
     _refresh(engine, files, facts)
     if facts["loss_scaler"] is not None and hasattr(engine.optimizer, "loss_scaler"):
         vars(engine.optimizer.loss_scaler).update(facts["loss_scaler"])
@@ -220,6 +219,13 @@ def _group_of(engine: DeepSpeedEngine, optimizer: Any, stretch: Stretch) -> dict
     """The options of the stretch's parameter group; ZeRO-3 lists no parameters in its groups, which are all alike."""
     groups = optimizer.param_groups
     return next((group for group in groups if any(stretch.flat is other for other in group["params"])), groups[0])
+
+
+def _saved_states(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kinds of state in a checkpoint. Older ones have one, for all parameters."""
+    if "states" in facts:
+        return facts["states"]
+    return [{"moments": facts["moments"], "scalars": facts["scalars"]}] if facts["moments"] else []
 
 
 def _is_moment(value: Any, flat: Tensor) -> bool:
