@@ -27,6 +27,7 @@ SMALL = [
     "model.attention_dropout=0.1", "objective.interval=4", "train.steps=60", "schedule.warmup_steps=5",
     "train.batch_size=8", "train.log_every=1", "train.save_every=3", "train.valid_rows=16", "train.zero_stage=1",
     "run.examples=[]", "schedule.full_start=0", "schedule.full_finish=0", "schedule.decay_steps=0",
+    "optimizer.name=adamw",
 ]  # fmt: skip
 
 

@@ -25,6 +25,8 @@ part() {
   part "kernels" timeout 120 python3 -m sctd bench --kernels --sizes 32x512 --out "$out"
   part "base" timeout 180 python3 -m sctd bench bert-base-sctd model.attention_dropout=0 --sizes 64x512,256x128 --rounds 5 --out "$out"
   part "large" timeout 180 python3 -m sctd bench bert-large-sctd model.attention_dropout=0 --sizes 32x512 --rounds 5 --out "$out"
+  part "modern" timeout 180 python3 -m sctd bench modernbert-base-sctd --sizes 64x512 --rounds 5 --out "$out"
+  part "modern kernels" timeout 120 python3 -m sctd bench modernbert-base-sctd --kernels --sizes 32x512 --out "$out/modern"
   if [ -n "$corpus" ]; then
     part "backends" timeout 120 python3 benchmarks/backends.py --corpus "$corpus" --work "$out/work" --steps 100
     rm -rf "$out/work"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sctd.bench.result import write_result
+from sctd.train.export import read_run
 from sctd.train.monitor import read_metrics
 
 HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ EMBEDDED: Runs = {
     "modernbert, AdamW": (*SHORT, *ROTARY),
     "modernbert, Muon": (*SHORT, *ROTARY, *MUON),
     "modernbert, Muon, mask rate 40 % then 15 %": (*SHORT, *ROTARY, *MUON, *MASKS),
-    "old demo (bert, sctd)": (*BERT, "schedule.full_start=0", "schedule.full_finish=0"),
+    "old demo (bert, sctd)": (*BERT, "schedule.full_start=0", "schedule.full_finish=0", "train.precision=fp32"),
     "demo-bert": ("extends=demo-bert",),
     "demo": (),
     "demo, baseline": BASELINE,
@@ -149,7 +150,10 @@ def collect(work: Path, runs: Runs) -> dict[str, Any]:
             ]
             speed = statistics.median(record["tokens_per_s"] for record in records)
             entry = found.setdefault(name, {"overrides": overrides, "seeds": {}})
-            entry["seeds"][seed] = {"curve": curve, "tokens_per_s": speed, "seconds": records[-1]["seconds"]}
+            entry["seeds"][seed] = {
+                "precision": read_run(path).train.precision, "curve": curve, "tokens_per_s": speed,
+                "seconds": records[-1]["seconds"],
+            }  # fmt: skip
     return found
 
 

@@ -11,11 +11,21 @@ from sctd.config import ARMS, FAMILIES, load_config
 from sctd.model.bert import Bert, BertShape
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
-from sctd.plan.memory import STAGES, Memory, largest_micro_batch, memory, parameter_count, saved, storage_of
+from sctd.plan.memory import (
+    STAGES,
+    Memory,
+    largest_micro_batch,
+    matrix_parameters,
+    memory,
+    parameter_count,
+    saved,
+    storage_of,
+)  # fmt: skip
 from sctd.plan.report import Forecast, forecast, limit, make_job, parse_gpus, plan
 from sctd.plan.steps import Step
 from sctd.train.accounting import GPUS
 from sctd.train.flops import Work
+from sctd.train.muon import layer_matrices
 from small_models import VOCABULARY, phases, small, small_batch
 from support import sctd
 
@@ -84,6 +94,17 @@ def test_memory_falls_with_the_stage_and_the_gpus() -> None:
     for stage in (1, 2, 3):
         totals = [memory(steps, gpus, stage, "bf16", 32).total for gpus in (1, 2, 4, 8)]
         assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
+
+
+@pytest.mark.parametrize("shape", [BASE, SLIM])
+def test_muon_keeps_one_moment_of_the_matrices(shape: BertShape) -> None:
+    with torch.device("meta"):
+        model = Bert(shape)
+    moved = sum(matrices.parts * matrices.size for matrices in layer_matrices(model).values())
+    assert matrix_parameters(shape) == moved
+    steps = steps_of("sctd")
+    adamw, muon = (memory(steps, 8, 1, "bf16", 32, each).optimizer for each in (False, True))
+    assert adamw - muon == 4 * matrix_parameters(next(iter(steps)).work.shape) / 8
 
 
 def test_memory_grows_with_the_micro_batch_and_recomputation_shrinks_it() -> None:
@@ -253,6 +274,7 @@ def test_the_verb_prints_its_assumptions_and_the_saving() -> None:
         (["--gpus", "2048xA10"], ["train.batch_size"]),
         (["--gpus", "A10", "--seq-len", "1024"], ["--seq-len", "512"]),
         (["--gpus", "A10", "model.layres=4"], ["layres", "layers"]),
+        (["--gpus", "A10", "optimizer.name=muon", "train.zero_stage=3"], ["train.zero_stage is 3", "muon"]),
         ([], ["--gpus"]),
     ],
 )

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs.add_parser("checkpoints", help="the checkpoints of a run, each verified"), _checkpoints)
     _add_doctor(verbs.add_parser("doctor", help="whether this machine, or this job, can train"))
     _add_verify_resume(verbs.add_parser("verify-resume", help="kill a run, resume it, compare with one left alone"))
-    _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT"))
+    _add_export(verbs.add_parser("export", help="a run -> a plain transformers BERT or ModernBERT"))
     cli_evaluate.add_verbs(verbs)
     return parser
 

@@ -321,13 +321,15 @@ def validate(config: Config) -> None:
     _require(0 < model.keep_ratio <= 1, "model.keep_ratio", model.keep_ratio, "above 0 and at most 1")
     shares = [("data.mask_probability", config.data.mask_probability)]
     shares += [("data.mask_stages", share) for _, share in config.data.mask_stages]
+    stages = [list(stage) for stage in config.data.mask_stages]
     for key, share in shares:
-        _require(0 < share <= 0.5, key, share, "above 0 and at most 0.5")
+        found = share if key == "data.mask_probability" else stages
+        _require(0 < share <= 0.5, key, found, "above 0 and at most 0.5 in each stage")
     starts = [start for start, _ in config.data.mask_stages]
     _require(
         all(a < b for a, b in zip([1, *starts], starts, strict=False)) and max(starts, default=0) <= train.steps,
         "data.mask_stages",
-        [list(stage) for stage in config.data.mask_stages],
+        stages,
         f"[step, share] pairs with rising steps from 2 to train.steps={train.steps}",
     )
     _require(model.layers >= 2 and model.layers % 2 == 0, "model.layers", model.layers, "even and at least 2")
@@ -341,8 +343,8 @@ def validate(config: Config) -> None:
     )
     if model.family == "modernbert":
         width = model.hidden_size // model.heads
-        _require(width % 2 == 0, "model.heads", model.heads, f"a divisor of half of {model.hidden_size}: rotary "
-                 f"positions turn pairs of columns, and a head has {width} columns")  # fmt: skip
+        _require(width % 2 == 0, "model.heads", model.heads, "such that a head has an even number of columns, which "
+                 f"rotary positions turn in pairs: it has {width}")  # fmt: skip
         _require(model.positions == "learned", "model.positions", model.positions,
                  "left out where model.family is modernbert, whose positions are rotations")  # fmt: skip
         _require(model.layer_norm == "native", "model.layer_norm", model.layer_norm,
@@ -427,6 +429,12 @@ def validate(config: Config) -> None:
         "schedule.full_finish",
         schedule.full_finish,
         f"at most train.steps - schedule.full_start = {train.steps - schedule.full_start}: the two may not overlap",
+    )
+    _require(
+        schedule.full_start + schedule.full_finish < train.steps or config.arm == "baseline",
+        "schedule.full_start",
+        schedule.full_start,
+        f"less than train.steps - schedule.full_finish = {train.steps - schedule.full_finish}: no step would drop",
     )
     evaluation = config.evaluation
     _require(evaluation.every >= 0, "evaluation.every", evaluation.every, "at least 0")

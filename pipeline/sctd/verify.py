@@ -47,6 +47,8 @@ def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_rank
     elastic = ranks != resume_ranks
     # Attention's dropout is drawn for each rank; everything else that is random belongs to the rows.
     overrides = [*overrides, *(["model.attention_dropout=0"] if elastic else [])]
+    # So few steps would lie in a full start: what drops is to be proved.
+    overrides = ["schedule.full_start=0", "schedule.full_finish=0", *overrides]
     config = load_config(recipe, overrides)
     if 2 * steps > config.train.steps:
         raise UserError(

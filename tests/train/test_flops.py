@@ -23,7 +23,7 @@ SCHEDULES = {
     "short rows first": ["objective.interval=7", "data.warmup_seq_len=32", "data.warmup_steps=30"],
     "short rows alone": ["data.warmup_seq_len=32", f"data.warmup_steps={STEPS}"],
     "full start and finish": ["schedule.full_start=11", "schedule.full_finish=9"],
-    "full alone": ["schedule.full_start=60", "schedule.full_finish=37"],
+    "full but for a step": ["schedule.full_start=60", "schedule.full_finish=36"],
     "more masks, then fewer": ["data.mask_stages=[[21,0.3],[65,0.1]]"],
     "all of it": [
         "objective.interval=5", "data.warmup_seq_len=32", "data.warmup_steps=30", "schedule.full_start=20",

@@ -44,7 +44,42 @@ def test_metrics_have_every_key_and_the_schedule(finished: Path) -> None:
         assert record["mlm_drop"] > 0 and record["grad_norm"] > 0 and record["mfu"] > 0
         assert (record["mlm_full"] is not None) == (record["kl_global"] is not None) == aligned
         assert (record.get("valid_loss") is not None) == (record["step"] in (5, 10))
+        assert (record.get("kl_gradient", 0.0) > 0) == aligned and record["flops"] > 0 and record["flops_per_s"] > 0
+        if record["step"] in (5, 10):
+            assert record["breakthrough_step"] is None and record["valid_gap"] < 1 and 0 < record["context_use"] < 1
     assert found[-1]["samples"] == 80 and found[-1]["tokens"] == 80 * 64
+
+
+def test_looking_at_a_run_changes_no_bit_of_it(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    """Gradients of the KL terms, validations and logs at every step, or at none but the first and the last."""
+    train(recipe, tmp_path / "run", "train.log_every=100")
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 10]
+    assert all(weights(tmp_path / "run")[name].equal(tensor) for name, tensor in weights(finished).items())
+
+
+MODERN = (
+    "model.family=modernbert", "optimizer.name=muon", "schedule.full_start=2", "schedule.full_finish=2",
+    "data.mask_stages=[[7,0.3]]", "train.precision=auto",
+)  # fmt: skip
+
+
+def test_a_modern_run_resumes_bit_for_bit_in_any_phase(recipe: Path, tmp_path: Path) -> None:
+    """Muon on two ranks under ZeRO-1; stopped in the full start, and where more is masked than before."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe, whole, *MODERN, ranks=2)
+    for stop in (1, 7):
+        train(recipe, parts, *MODERN, f"train.stop_at={stop}", *(["--resume"] if stop > 1 else []), ranks=2)
+    train(recipe, parts, *MODERN, "--resume", ranks=2)
+    assert_same_run(whole, parts)
+    phases = [record["phase"] for record in records(whole)]
+    assert phases == ["full"] * 2 + ["drop", "align"] + ["drop"] * 3 + ["align"] + ["full"] * 2
+    assert [record["keep"] for record in records(whole)] == [64] * 2 + [32] * 6 + [64] * 2
+    chosen = yaml.safe_load((whole / "config.yaml").read_text())["train"]["precision"]
+    assert chosen in ("bf16", "fp32")
+    model = AutoModelForMaskedLM.from_pretrained(whole / "export")
+    assert type(model).__name__ == "ModernBertForMaskedLM"
+    refused = sctd("pretrain", recipe, f"run.dir={parts}", *MODERN[1:], "--resume")
+    assert refused.returncode == 2 and "model.family is 'bert'" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_recomputing_activations_changes_no_bit(recipe: Path, finished: Path, tmp_path: Path) -> None:
@@ -236,6 +271,9 @@ def test_every_deepspeed_config_trains_alike_on_two_ranks(
     losses = [record["loss"] for record in records(run_dir)]
     assert losses == pytest.approx(reference, abs=2e-3 if config.stem.endswith("fp32") else 1e-2)
     assert records(run_dir)[-1]["skipped_steps"] == 0
+    aligned = [record["kl_gradient"] for record in records(run_dir) if record["phase"] == "align"]
+    stage = json.loads(config.read_text())["zero_optimization"]["stage"]
+    assert all(share is None if stage == 3 else 0 < share < 10 for share in aligned) and len(aligned) == 2
 
 
 def cpu_has_fp16() -> bool:

@@ -189,7 +189,7 @@ def _with_random_ltd(config: Config, shape: BertShape, keep: int) -> Pretraining
 def random_ltd_missing(family: str = "bert") -> str | None:
     """Why DeepSpeed's random-LTD operations cannot be used here, in layers of this family; None where they can."""
     if family == "modernbert":
-        return "its wrapper tells a layer nothing of the places of its tokens, by which positions turn"
+        return "its wrapper does not pass on the places of the kept tokens, which rotary positions need"
     try:
         from deepspeed.ops.op_builder import RandomLTDBuilder
 

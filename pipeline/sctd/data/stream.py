@@ -22,6 +22,7 @@ from sctd.data.hashing import STREAM_TIES, STREAM_VALID, hash64
 from sctd.data.masking import Masker
 from sctd.data.order import Order, Span, row_of_sample, samples_from
 from sctd.errors import RunError, UserError
+from sctd.schedule import Schedule
 
 Batch = dict[str, Tensor]
 _OPEN_SHARDS = 256
@@ -141,16 +142,13 @@ class TrainStream:
         self.rows, self.masker, self.share = rows, masker, share
         self.pin, self.patience = pin, patience
         self.passed_over: tuple[Span, ...] = ()
-        self._order = Order(seed, rows.of_source, rows.weights)
-        self._warmup, self._warmup_steps = warmup or (rows, 0)
-        self._warmup_order = Order(seed, self._warmup.of_source, rows.weights)
+        short, steps = warmup or (rows, 0)
+        parts = [(each, Order(seed, each.of_source, rows.weights)) for each in (short, rows)]
+        self._of: Schedule[tuple[Rows, Order]] = Schedule((1, parts[0]), (steps + 1, parts[1]))
 
     def length(self, number: int) -> int:
         """Tokens a row at an optimizer step, counted from 1."""
         return self._of(number)[0].length
-
-    def _of(self, number: int) -> tuple[Rows, Order]:
-        return (self._warmup, self._warmup_order) if number <= self._warmup_steps else (self.rows, self._order)
 
     def samples(self, cursor: int) -> tuple[NDArray[np.int64], int]:
         """Global indices of the step that starts at `cursor`, int64 (global batch,), and the cursor behind it."""

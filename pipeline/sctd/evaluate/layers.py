@@ -63,8 +63,8 @@ def sentence_vectors(
 
 
 def _as_read(model: Any, hidden: Sequence[Tensor]) -> list[Tensor]:
-    """States as the next module reads them: a ModernBERT puts a norm before it, and transformers tells the sum that it
-    is taken of, but for the last layer, whose norm is in."""
+    """States as the next module reads them. A ModernBERT reads each sum through a norm; transformers returns the sums
+    themselves, but the last layer's behind the final norm."""
     if model.config.model_type != "modernbert":
         return list(hidden)
     return [*(layer.attn_norm(states) for layer, states in zip(model.layers, hidden, strict=False)), hidden[-1]]

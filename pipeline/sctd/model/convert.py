@@ -4,6 +4,7 @@ The names differ, and which projections share a matrix. Each family is a table o
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -159,7 +160,7 @@ def from_hf_config(config: "PreTrainedConfig") -> BertShape:
         family="modernbert",
     )
     theta = float(turns["rope_theta"])
-    return shape if theta == shape.rotary_theta else BertShape(**{**vars(shape), "theta": theta})
+    return shape if theta == shape.rotary_theta else replace(shape, theta=theta)
 
 
 def to_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:

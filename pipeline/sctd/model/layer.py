@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,7 +41,7 @@ class EncoderLayer(nn.Module):
             place_BQ: int64, where in their row the queries stand; None: at 0..Q-1. For rotary positions.
         """
         arguments: Any = (x_BQD, context_BSD, mask, row_seed_B if self.training else None, place_BQ)
-        if self.recompute and self.training:
+        if self.recompute and torch.is_grad_enabled():
             return checkpoint(self.compute, *arguments, use_reentrant=False, preserve_rng_state=self._keep_random)
         return self.compute(*arguments)
 

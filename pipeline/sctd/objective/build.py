@@ -54,5 +54,5 @@ def build_hook(config: Config, length: int) -> HybridScheduleHook:
         interval=config.objective.interval if arm.aligns else 0,
         keep_ratio=Schedule((1, ramp(0, steps, ratio, 1.0) if arm.keep_grows else ratio)),
         length=length,
-        dropping=(schedule.full_start + 1, steps - schedule.full_finish) if arm.drops else (1, 0),
+        dropping=(schedule.full_start + 1, steps - schedule.full_finish),
     )

@@ -74,16 +74,26 @@ def parameter_count(shape: BertShape) -> int:
     return embeddings + shape.layers * (attention + feed_forward + 4 * width) + head
 
 
-def memory(steps: Iterable[Step], gpus: int, stage: int, precision: str, micro_batch: int) -> Memory:
+def matrix_parameters(shape: BertShape) -> int:
+    """Those of N that stand in the matrices of the layers."""
+    inner = (3 if shape.is_modern else 2) * shape.intermediate_size
+    return shape.layers * shape.hidden_size * (4 * shape.hidden_size + inner)
+
+
+def memory(
+    steps: Iterable[Step], gpus: int, stage: int, precision: str, micro_batch: int, muon: bool = False
+) -> Memory:
     """The peak over the kinds of steps, with the Triton kernels.
 
     Args:
         micro_batch: rows that a GPU runs at once.
+        muon: whether Muon moves the layers' matrices, with one moment where AdamW has two.
     """
-    return max((_of_step(step, gpus, stage, precision, micro_batch) for step in steps), key=lambda taken: taken.total)
+    found = (_of_step(step, gpus, stage, precision, micro_batch, muon) for step in steps)
+    return max(found, key=lambda taken: taken.total)
 
 
-def _of_step(step: Step, gpus: int, stage: int, precision: str, micro_batch: int) -> Memory:
+def _of_step(step: Step, gpus: int, stage: int, precision: str, micro_batch: int, muon: bool) -> Memory:
     work, phase, keep = step
     count, store = parameter_count(work.shape), storage_of(precision, stage)
     low = store.product
@@ -92,16 +102,18 @@ def _of_step(step: Step, gpus: int, stage: int, precision: str, micro_batch: int
         parameters=count * (_FLOAT if stage == 0 else low) / (gpus if stage == 3 else 1),
         masters=0 if stage == 0 else _FLOAT * count / part,
         gradients=_gradients(count, gpus, stage, low),
-        optimizer=2 * _FLOAT * count / part,
+        optimizer=_FLOAT * (2 * count - (matrix_parameters(work.shape) if muon else 0)) / part,
         activations=micro_batch * saved(work, phase, keep, store),
         logits=micro_batch * logits(work, phase, store),
         buffers=_fixed_buffers(count, stage, precision) + micro_batch * _working_set(work, phase, keep, store),
     )
 
 
-def largest_micro_batch(steps: Collection[Step], gpus: int, stage: int, precision: str, usable: float) -> int:
+def largest_micro_batch(
+    steps: Collection[Step], gpus: int, stage: int, precision: str, usable: float, muon: bool = False
+) -> int:
     """Rows that fit into `usable` bytes, 0 where not one does."""
-    empty, one = (memory(steps, gpus, stage, precision, rows).total for rows in (0, 1))
+    empty, one = (memory(steps, gpus, stage, precision, rows, muon).total for rows in (0, 1))
     return max(0, int((usable - empty) // (one - empty)))
 
 

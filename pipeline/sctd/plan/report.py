@@ -119,6 +119,11 @@ def check(config: Config, machine: Machine, seq_len: int | None) -> None:
         raise UserError(f"--seq-len {seq_len}: it must be from 8 to model.max_positions, which is {positions}")
     if train.precision == "bf16" and not machine.gpu.bf16:
         raise UserError(f"train.precision is bf16, which {machine.name} does not compute: add train.precision=fp16")
+    if config.optimizer.name == "muon" and train.zero_stage == 3:
+        raise UserError(
+            "train.zero_stage is 3, where optimizer.name=muon has no whole matrices: use 0, 1 or 2, or "
+            "optimizer.name=adamw"
+        )
     share = train.batch_size // machine.gpus
     micro = min(train.micro_batch_size or share, share)
     if share == 0 or share * machine.gpus != train.batch_size or share % micro:
@@ -137,9 +142,10 @@ def forecast(job: Job, machine: Machine, stage: int) -> Forecast:
     train, precision = job.config.train, machine.precision(job.config)
     share = train.batch_size // machine.gpus
     wanted = min(train.micro_batch_size or share, share)
-    largest = largest_micro_batch(job.steps, machine.gpus, stage, precision, machine.usable)
+    muon = job.config.optimizer.name == "muon"
+    largest = largest_micro_batch(job.steps, machine.gpus, stage, precision, machine.usable, muon)
     micro = max((rows for rows in range(1, min(wanted, largest) + 1) if share % rows == 0), default=0)
-    taken = memory(job.steps, machine.gpus, stage, precision, wanted)
+    taken = memory(job.steps, machine.gpus, stage, precision, wanted, muon)
     time = None
     if micro:
         time = step_time(job.steps, machine.gpu, machine.gpus, stage, precision, micro, share // micro)

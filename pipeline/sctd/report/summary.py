@@ -110,7 +110,7 @@ def _on_plateau(groups: Sequence[Group]) -> list[str]:
     found = [run.name for group in groups for run in group.runs if breakthrough(run) == NOT_REACHED]
     if not found:
         return []
-    return [f"Without a breakthrough, so that their losses say little of arms: {listed(found)} (see Losses)."]
+    return [f"Without a breakthrough, so that their losses say little about the arms: {listed(found)} (see Losses)."]
 
 
 def _apart(groups: Sequence[Group]) -> list[str]:
@@ -122,7 +122,7 @@ def _apart(groups: Sequence[Group]) -> list[str]:
             "are shown together, but only runs that differ in the method alone are compared."
         )
     said += [
-        f"{opening(first.label)} and {second.label} drop otherwise (other layers, shares or steps), and are compared "
+        f"{opening(first.label)} and {second.label} drop differently (other layers, shares or steps), and are compared "
         "with the baseline alone."
         for first in groups
         for second in groups

@@ -8,6 +8,7 @@ from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 
 _ROWS = 8  # of a micro-batch: enough for a number that is plotted, at little cost
+_SCALE = 2.0**16  # of both terms: small gradients are 0 in float16
 
 
 def kl_gradient(model: PretrainingModel, batch: Batch, keep: int) -> float | None:
@@ -38,5 +39,5 @@ def kl_gradient(model: PretrainingModel, batch: Batch, keep: int) -> float | Non
 
 
 def _norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(_SCALE * term, parameters, retain_graph=True, allow_unused=True)
     return torch.stack([grad.float().norm() for grad in grads if grad is not None]).norm()

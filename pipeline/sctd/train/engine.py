@@ -115,7 +115,7 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
 
 def _precision_block(precision: str, stage: int) -> dict[str, Any]:
     """Gradients are summed over micro-batches and ranks in float32; an overflow skips the step and is counted."""
-    if precision == "fp32":
+    if precision in ("auto", "fp32"):  # what `auto` becomes is known where the run is
         return {}
     if stage == 0:  # float32 parameters under autocast: without ZeRO there is nobody to keep a float32 copy
         return {"torch_autocast": {"enabled": True, "dtype": {"bf16": "bfloat16", "fp16": "float16"}[precision]}}

@@ -1,4 +1,4 @@
-"""A run as a plain `transformers` BERT: safetensors, config, tokenizer and model card in one folder."""
+"""A run as a plain `transformers` BERT or ModernBERT: safetensors, config, tokenizer and model card in one folder."""
 
 import json
 import shutil
@@ -230,11 +230,18 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path, sc
         ("optimizer steps", f"{step:,} of a horizon of {config.train.steps:,}"),
         ("rows a step", f"{config.train.batch_size:,} of {row_lengths(config, manifest)[0]} tokens"),
         ("layers x hidden size", f"{model.layers} x {model.hidden_size}"),
+        ("optimizer, precision", f"{config.optimizer.name}, {config.train.precision}"),
         ("share of tokens kept in dropped layers", "all" if config.arm == "baseline" else f"{model.keep_ratio:.0%}"),
         ("data", ", ".join(source.spec for source in manifest.sources)),
         ("documents, tokens in the corpus", f"{manifest.documents:,}, {manifest.tokens:,}"),
         ("unigram entropy of the corpus (nats)", f"{manifest.unigram_entropy:.3f}"),
     ]
+    start, finish = config.schedule.full_start, config.schedule.full_finish
+    if config.arm != "baseline" and start + finish:
+        rows.append(("steps on the full path", f"the first {start:,} and the last {finish:,}"))
+    if config.data.mask_stages:
+        stages = "".join(f", {share:.0%} from step {first:,}" for first, share in config.data.mask_stages)
+        rows.append(("share of tokens predicted", f"{config.data.mask_probability:.0%}{stages}"))
     labels = {
         "loss": "training loss, last log window (nats)",
         "valid_loss": "held-out MLM loss, full path (nats)",

@@ -98,16 +98,15 @@ class Plateau:
         self._told = False
         for record in records:
             if record.get("valid_loss") is not None:
-                self._see(record)
+                self._told |= self._stands(record)
 
     def look(self, record: dict[str, Any]) -> Iterator[str]:
         """Adds to a record with a validation `valid_gap`, nats below the entropy, and `breakthrough_step`, that of the
-        first validation at least 1 nat below it (null: not yet); yields a warning where the run sits on the plateau."""
-        gap = self._see(record)
+        first validation at least 1 nat below it (null: not yet); yields a warning where the run sits on the plateau,
+        once."""
+        stands, gap = self._stands(record), self._gap(record)
         record |= {"valid_gap": gap, "breakthrough_step": self._breakthrough}
-        recent = self._late[-_FLAT:]
-        stands = len(recent) == _FLAT and abs(recent[-1] - recent[0]) < _RISE
-        if self._breakthrough is None and stands and not self._told:
+        if stands and not self._told:
             self._told = True
             yield (
                 f"WARNING: on the plateau: {_FLAT} validations brought less than {_RISE:g} nats, the last one is "
@@ -115,20 +114,26 @@ class Plateau:
                 f"(context use {record['context_use']:.2f}); what leaves it: {self._levers}"
             )
 
-    def _see(self, record: dict[str, Any]) -> float:
-        gap = self._entropy - float(record["valid_loss"])
-        if record["step"] > self._warmup:
-            self._late.append(gap)
+    def _gap(self, record: dict[str, Any]) -> float:
+        return self._entropy - float(record["valid_loss"])
+
+    def _stands(self, record: dict[str, Any]) -> bool:
+        """Whether the last validations past the warm-up, this one included, show no way off the plateau."""
+        gap = self._gap(record)
         if self._breakthrough is None and gap >= _BREAKTHROUGH:
             self._breakthrough = record["step"]
-        return gap
+        if record["step"] > self._warmup:
+            self._late.append(gap)
+        recent = self._late[-_FLAT:]
+        flat = len(recent) == _FLAT and abs(recent[-1] - recent[0]) < _RISE
+        return self._breakthrough is None and flat
 
 
 def levers(config: Config) -> str:
     """What a run has not tried that leaves the plateau, best first (docs/learning.md has the measurements)."""
     known = [
         ("model.family=modernbert", config.model.family != "modernbert"),
-        ("optimizer.name=muon", config.optimizer.name != "muon"),
+        ("optimizer.name=muon", config.optimizer.name != "muon" and config.train.zero_stage < 3),
         ("model.positions=sinusoidal", config.model.family == "bert" and config.model.positions == "learned"),
         ("schedule.full_start (steps before the first dropping one)",
          config.arm != "baseline" and not config.schedule.full_start),

@@ -52,7 +52,8 @@ def check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> 
         if _plain(ds_config.get(section)) != before.get(section):
             raise UserError(f"--resume: {run_dir} was started with another DeepSpeed '{section}': pass that JSON")
     for key, value in new.items():
-        if key not in _FREE_AT_RESUME and value != old[key]:
+        chosen = (key, value) == ("train.precision", "auto")  # stands for what the run was started with
+        if key not in _FREE_AT_RESUME and value != old[key] and not chosen:
             raise UserError(
                 f"--resume: {key} is {value!r}, the run in {config.run.dir} was started with {old[key]!r}: "
                 "keep it, or start another run.dir"
