@@ -6,9 +6,9 @@
 
 `embedded`: encoders of 4 x 128 on the documentation that Python carries, 600 steps of 32 rows of 128 tokens (2.5M
 tokens), and the two demos with the recipe that they replaced, 1,300 steps; three seeds. `wiki`: 6 x 128 on one file of
-English Wikipedia, 2,500 steps (10.2M tokens). Every run is `sctd pretrain`; one that is complete in --work is not
-trained again, one that is not goes on. --only takes runs by name. Writes results/learning-WHAT-<device>.json after each
-run; `tables` writes the tables of docs/learning.md and the picture of the README from them.
+English Wikipedia, 2,500 steps (10.2M tokens). Every run is `sctd pretrain`; one that is in the results, or complete in
+--work, is not trained again, one that is not goes on. --only takes runs by name. Writes results/learning-WHAT.json
+after each run; `tables` writes the tables of docs/learning.md and the picture of the README from them.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sctd.bench.result import write_result
+import torch
+
+from sctd.bench.result import facts
 from sctd.train.export import read_run
 from sctd.train.monitor import read_metrics
 
@@ -94,17 +96,33 @@ def main() -> None:
     if args.what == "tables":
         tables()
         return
+    torch.set_num_threads(1)  # as the runs do, which the results say
     runs, prepare, seeds = SUITES[args.what]
     corpus = args.work / args.what / "corpus"
     source = ("--source", args.source) if args.source else ()
     sctd("prepare", *prepare, *source, "--seq-len", "128", "--out", str(corpus))
     entropy = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["unigram_entropy"]
+    path = RESULTS / f"learning-{args.what}.json"
+    found = read(path)
     jobs = [(name, seed) for seed in args.seeds or seeds for name in args.only or runs]
+    jobs = [(name, seed) for name, seed in jobs if str(seed) not in found.get(name, {"seeds": {}})["seeds"]]
+
+    def work(job: tuple[str, int]) -> None:
+        train(args.work / args.what, corpus, *job, runs[job[0]])
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        for _ in pool.map(lambda job: train(args.work / args.what, corpus, *job, runs[job[0]]), jobs):
-            found = collect(args.work / args.what, runs)
-            path = write_result(RESULTS, f"learning-{args.what}", {"unigram_entropy": entropy, "runs": found})
-    print(f"written {path}")
+        for (name, seed), _ in zip(jobs, pool.map(work, jobs), strict=True):
+            entry = found.setdefault(name, {"overrides": runs[name], "seeds": {}})
+            entry["seeds"][str(seed)] = collect(folder(args.work / args.what, name, seed))
+            ordered = {name: found[name] for name in runs if name in found}
+            path.write_text(
+                json.dumps({"unigram_entropy": entropy, "runs": ordered}, indent=1) + "\n", encoding="utf-8"
+            )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The runs that are there already, by name."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else {}
 
 
 def train(work: Path, corpus: Path, name: str, seed: int, overrides: tuple[str, ...]) -> None:
@@ -136,32 +154,23 @@ def sctd(*words: str, log: Path | None = None) -> None:
         subprocess.run([sys.executable, "-m", "sctd", *words], check=True, env=environment, stdout=file, stderr=file)
 
 
-def collect(work: Path, runs: Runs) -> dict[str, Any]:
-    """By name and seed: the validations, and how fast it went."""
-    found: dict[str, Any] = {}
-    for name, overrides in runs.items():
-        for path in sorted(work.glob(folder(work, name, 0).name[:-1] + "[0-9]*")):
-            seed = path.name.rpartition("-")[2]
-            records = read_metrics(path)
-            if not seed.isdigit() or folder(work, name, int(seed)) != path or not (path / "export").is_dir():
-                continue
-            curve = [
-                {key: record.get(key) for key in KEYS} for record in records if record.get("valid_loss") is not None
-            ]
-            speed = statistics.median(record["tokens_per_s"] for record in records)
-            entry = found.setdefault(name, {"overrides": overrides, "seeds": {}})
-            entry["seeds"][seed] = {
-                "precision": read_run(path).train.precision, "curve": curve, "tokens_per_s": speed,
-                "seconds": records[-1]["seconds"],
-            }  # fmt: skip
-    return found
+def collect(run_dir: Path) -> dict[str, Any]:
+    """The validations of a finished run, how fast it went, and on what."""
+    records = read_metrics(run_dir)
+    return {
+        **facts(),
+        "precision": read_run(run_dir).train.precision,
+        "tokens_per_s": statistics.median(record["tokens_per_s"] for record in records),
+        "seconds": records[-1]["seconds"],
+        "curve": [{key: record.get(key) for key in KEYS} for record in records if record.get("valid_loss") is not None],
+    }
 
 
 def tables() -> None:
-    """The tables of docs/learning.md and docs/learning.png, from the results of this device or else of any."""
+    """The tables of docs/learning.md and docs/learning.png, from the results."""
     page = (DOCS / "learning.md").read_text(encoding="utf-8")
     for what in SUITES:
-        result = json.loads(next(RESULTS.glob(f"learning-{what}-*.json")).read_text(encoding="utf-8"))
+        result = json.loads((RESULTS / f"learning-{what}.json").read_text(encoding="utf-8"))
         table = "\n".join(_table(result))
         mark = re.compile(rf"(<!-- {what} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         page = mark.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", page)

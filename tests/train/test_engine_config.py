@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from sctd.config import Config, load_config
+from sctd.config import Config, load_config, to_yaml
 from sctd.errors import UserError
 from sctd.train.engine import read_deepspeed_json, resolve
+from sctd.train.run_folder import check_same_run
 
 
 def config(**train: Any) -> Config:
@@ -137,3 +138,25 @@ def test_json_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=words):
             read_deepspeed_json(str(path))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_open_precision_stays_open(stage: int) -> None:
+    """Until the device is known: for what only looks at a configuration."""
+    resolved, merged = resolve(config(precision="auto", zero_stage=stage), {}, 2)
+    assert resolved.train.precision == "auto" and not {"bf16", "fp16", "torch_autocast"} & merged.keys()
+    decided, _ = resolve(config(precision="auto", zero_stage=stage), {"bf16": {"enabled": stage > 0}}, 2)
+    assert decided.train.precision == ("bf16" if stage else "fp32")
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", True), ("bf16", True), ("fp32", False)])
+def test_auto_at_a_resume_is_what_the_run_has(tmp_path: Path, asked: str, taken: bool) -> None:
+    started, ds_config = resolve(config(precision="bf16"), {}, 1)
+    (tmp_path / "config.yaml").write_text(to_yaml(started), encoding="utf-8")
+    (tmp_path / "deepspeed.json").write_text(json.dumps(ds_config), encoding="utf-8")
+    again, ds_config = resolve(config(precision=asked), {}, 1)
+    if taken:
+        check_same_run(again, ds_config, tmp_path)
+    else:
+        with pytest.raises(UserError, match="train.precision is 'fp32'"):
+            check_same_run(again, ds_config, tmp_path)
