@@ -4,6 +4,9 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
+from held_out import held_out_loss
 from readme import command, shell
 from support import ROOT, records
 
@@ -31,6 +34,7 @@ def test_make_pretrain(tmp_path: Path) -> None:
     last = records(tmp_path / "demo")[-1]
     assert last["valid_gap"] >= 1.8, "nats below the unigram entropy; 2.0 is promised as the median of seeds"
     assert last["breakthrough_step"] is not None and last["context_use"] > 0.5
+    assert held_out_loss(tmp_path / "demo", tmp_path / "demo-corpus") == pytest.approx(last["valid_loss"], abs=0.1)
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "export"} <= names
     assert any("tfevents" in name for name in names)
