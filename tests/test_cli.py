@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["demo", "train.steps"], ["train.steps", "section.key=value"]),
         (["demo", "arm=sctx"], ["arm", "sctd"]),
         (["demo", "model.family=modernbret"], ["model.family", "'modernbret'", "modernbert"]),
-        (["demo", "model.heads=128"], ["model.heads", "128", "1 columns"]),
+        (["demo", "model.heads=128"], ["model.heads", "128", "it has 1"]),
         (["demo", "model.positions=sinusoidal"], ["model.positions", "'sinusoidal'", "modernbert"]),
         (["demo", "model.layer_norm=apex"], ["model.layer_norm", "'apex'", "modernbert"]),
         (["demo", "schedule.full_start=1171"], ["schedule.full_finish", "130", "129"]),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sctd.config import ObjectiveConfig, config_from_dict
+from sctd.errors import UserError
 from sctd.objective.arms import ARMS, Selection
 from sctd.objective.build import build_hook
 from sctd.objective.schedule import HybridScheduleHook, Phase
@@ -121,9 +122,6 @@ def letters(hook: HybridScheduleHook, steps: int) -> str:
         ((5, 3), "fffffddadddadddadfff"),
         ((7, 12), "fffffffaffffffffffff"),
         ((19, 0), "fffffffffffffffffffa"),
-        ((19, 1), "ffffffffffffffffffff"),
-        ((20, 0), "ffffffffffffffffffff"),
-        ((0, 20), "ffffffffffffffffffff"),
     ],
 )
 def test_full_start_and_full_finish(full: tuple[int, int], phases: str) -> None:
@@ -132,6 +130,13 @@ def test_full_start_and_full_finish(full: tuple[int, int], phases: str) -> None:
     assert letters(hook, 20) == phases
     assert [call(hook, done)[0].value[0] for done in range(20)] == list(phases)
     assert {call(hook, done, training=False)[0] for done in range(20)} == {Phase.FULL}
+
+
+@pytest.mark.parametrize("full", [(19, 1), (20, 0), (0, 20)])
+def test_an_arm_that_would_never_drop_is_refused(full: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match="no step would drop"):
+        make_hook(interval=4, steps=20, full=full)
+    assert letters(make_hook("baseline", steps=20, full=full), 20) == "f" * 20
 
 
 def test_without_them_it_is_the_papers() -> None:
@@ -154,7 +159,7 @@ def test_the_baseline_has_no_phases() -> None:
 def test_where_phases_begin() -> None:
     """What the cost of a run is counted by."""
     assert make_hook(steps=20, full=(5, 3)).phase.starts == [1, 6, 18]
-    assert make_hook(steps=20, full=(12, 8)).phase.starts == [1]
+    assert make_hook(steps=20, full=(12, 7)).phase.starts == [1, 13, 14]
 
 
 def test_the_share_of_kept_tokens_grows_on_through_a_full_start() -> None:
