@@ -172,8 +172,8 @@ def tables() -> None:
     for what in SUITES:
         result = json.loads((RESULTS / f"learning-{what}.json").read_text(encoding="utf-8"))
         table = "\n".join(_table(result))
-        mark = re.compile(rf"(<!-- {what} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page = mark.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", page)
+        mark = re.compile(rf"(<!-- {what} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = mark.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", page)
         if what == "embedded":
             _draw(result, DOCS / "learning.png")
     (DOCS / "learning.md").write_text(page, encoding="utf-8")
