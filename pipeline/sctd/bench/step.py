@@ -84,7 +84,7 @@ def title(config: Config, recipe: str, rounds: int, peak: float | None) -> str:
     model, precision = config.model, config.train.precision
     return (
         f"{recipe}: {model.family}, {model.layers} layers of {model.hidden_size}, {precision}, {how}; {device_name()}; "
-        f"medians of {rounds}; {of}"
+        f"steps of AdamW, medians of {rounds}; {of}"
     )
 
 
