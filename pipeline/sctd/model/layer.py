@@ -1,5 +1,6 @@
 """What the layers of both families share: how they are called, and recomputation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class EncoderLayer(nn.Module):
         attention_dropout: its rate; all other dropout is a hash of the row seeds.
         recompute: forget the activations, and compute them again in the backward.
     """
+
+    compute: Callable[..., Tensor]  # the family's: what `forward` does, recomputation apart
 
     def __init__(self, attention_dropout: float, recompute: bool) -> None:
         super().__init__()
@@ -44,17 +47,6 @@ class EncoderLayer(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self.compute, *arguments, use_reentrant=False, preserve_rng_state=self._keep_random)
         return self.compute(*arguments)
-
-    def compute(
-        self,
-        x_BQD: Tensor,
-        context_BSD: Tensor | None,
-        mask: Mask | None,
-        row_seed_B: Tensor | None,
-        place_BQ: Tensor | None,
-    ) -> Tensor:
-        """What `forward` does, without recomputation; the row seeds are there in training alone."""
-        raise NotImplementedError
 
     def read(self, x_BTD: Tensor) -> Tensor:
         """States that enter the layer as its attention sees them: (..., D) -> (..., D)."""
