@@ -48,7 +48,7 @@ def test_the_table_of_steps(tmp_path: File) -> None:
 def test_the_table_of_a_modernbert(tmp_path: File) -> None:
     done = sctd("bench", *MODERN, *SIZE, "--arms", LTD, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("bench-4x64-fp32-*.json")
+    (path,) = tmp_path.glob("bench-modernbert-4x64-fp32-*.json")
     result = json.loads(path.read_text())
     assert result["sizes"]["2x64"].keys() == {"transformers", "full"}
     assert done.stdout.startswith("modernbert-mini-sctd: modernbert, 4 layers of 64, fp32, nothing compiled; ")

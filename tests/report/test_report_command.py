@@ -280,7 +280,7 @@ def test_breakthroughs_are_told_run_by_run_and_counted_by_arm(runs: Runs, tmp_pa
     assert {label: row["broke through"] for label, row in table(out, "held-out-loss").items()} == {
         "SCTD": "1", "baseline": "",
     }  # fmt: skip
-    assert "Without a breakthrough, so that their losses say little of arms: late (see Losses)." in said
+    assert "Without a breakthrough, so that their losses say little about the arms: late (see Losses)." in said
     undrawn(out, old)
     assert not (tmp_path / "r-tables" / "learning.csv").exists()
 
@@ -369,7 +369,7 @@ def test_phases_belong_to_the_method_and_two_dropping_arms_need_the_same(runs: R
     phases = {"full_start": 3, "full_finish": 2}
     places = runs("baseline"), runs("sctd", schedule=phases), runs("sctd", "drop", arm="token_drop")
     said = undrawn(tmp_path / "r.html", *places)
-    assert "SCTD and token drop drop otherwise (other layers, shares or steps)" in said
+    assert "SCTD and token drop drop differently (other layers, shares or steps)" in said
     pairs = [(first.label, second.label) for first, second in partners(group(gather(places)))]
     assert sorted(pairs) == [("SCTD", "baseline"), ("token drop", "baseline")]
     places = *places[:2], runs("sctd", "alike", arm="token_drop", schedule=phases)
