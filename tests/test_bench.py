@@ -52,7 +52,7 @@ def test_the_table_of_a_modernbert(tmp_path: File) -> None:
     result = json.loads(path.read_text())
     assert result["sizes"]["2x64"].keys() == {"transformers", "full"}
     assert done.stdout.startswith("modernbert-mini-sctd: modernbert, 4 layers of 64, fp32, nothing compiled; ")
-    assert "places of its tokens" in result["missing"][LTD] and result["missing"][LTD] in done.stdout
+    assert "places of the kept tokens" in result["missing"][LTD] and result["missing"][LTD] in done.stdout
 
 
 def test_the_table_of_kernels(tmp_path: File) -> None:

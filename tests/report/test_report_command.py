@@ -374,7 +374,7 @@ def test_phases_belong_to_the_method_and_two_dropping_arms_need_the_same(runs: R
     assert sorted(pairs) == [("SCTD", "baseline"), ("token drop", "baseline")]
     places = *places[:2], runs("sctd", "alike", arm="token_drop", schedule=phases)
     pairs = [(first.label, second.label) for first, second in partners(group(gather(places)))]
-    assert ("SCTD", "token drop") in pairs and "drop otherwise" not in undrawn(tmp_path / "r.html", *places)
+    assert ("SCTD", "token drop") in pairs and "drop differently" not in undrawn(tmp_path / "r.html", *places)
 
 
 def test_a_label_names_what_tells_most(runs: Runs) -> None:
