@@ -57,7 +57,7 @@ setup(
     package_dir={"sctd": "pipeline/sctd", "sctd_kernels": "kernels/sctd_kernels"},
     packages=find_packages("pipeline") + find_packages("kernels"),
     package_data={
-        "sctd": ["recipes/*.yaml", "evaluate/tasks/*.yaml", "py.typed"],
+        "sctd": ["recipes/*.yaml", "evaluate/tasks/catalogue/*.yaml", "py.typed"],
         "sctd_kernels": ["py.typed", "*.cuh", "*/cuda.cu"],
     },
     install_requires=[

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from sctd.bench.result import write_result
-from sctd.train.monitor import read_metrics
+from sctd.train.keep.metrics import read_metrics
 from sctd.verify import compare, kill, start
 
 RESULTS = Path(__file__).parent / "results"

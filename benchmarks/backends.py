@@ -26,7 +26,7 @@ import torch
 
 from sctd.bench.result import write_result
 from sctd.config import load_config
-from sctd.train.monitor import read_metrics
+from sctd.train.keep.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 RATE = load_config("demo-bert", []).optimizer.lr

@@ -25,9 +25,8 @@ import numpy as np
 
 from sctd.bench.result import write_result
 from sctd.config import Config
-from sctd.corpus.manifest import Ends, Shard, Split, read_manifest, write_manifest
-from sctd.corpus.prepare import load_corpus_tokenizer
-from sctd.corpus.sources import read_documents
+from sctd.corpus.manifest import Ends, Shard, Split, load_corpus_tokenizer, read_manifest, write_manifest
+from sctd.corpus.sources.source import read_documents
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 
@@ -108,8 +107,8 @@ def bare(args: argparse.Namespace, text: str) -> float:
     """MB/s of `encode_batch` alone, on one core, over documents that are in memory."""
     script = f"""
 import sys, time
-from sctd.corpus.encode import batches
-from sctd.corpus.sources import read_documents
+from sctd.corpus.prepare.encode import batches
+from sctd.corpus.sources.source import read_documents
 from sctd.corpus.tokenizer import corpus_encoder, load_tokenizer
 encoder = corpus_encoder(load_tokenizer({str(args.vocab)!r}))
 parts = list(batches(read_documents({text!r})))

@@ -27,13 +27,13 @@ import torch
 
 from sctd.bench.result import write_result
 from sctd.evaluate.encoder import best_device, load_config, open_encoder
-from sctd.evaluate.finetune import prepare_machine
-from sctd.evaluate.heads import build_model
-from sctd.evaluate.material import Material, read_material
-from sctd.evaluate.rows import TextRow
-from sctd.evaluate.tasks import load_task
-from sctd.evaluate.training import Setting, fit, precision
-from sctd.train.cpu import keep_freed_memory, share_cores
+from sctd.evaluate.finetune.finetune import prepare_machine
+from sctd.evaluate.finetune.heads import build_model
+from sctd.evaluate.finetune.material import Material, read_material
+from sctd.evaluate.finetune.training import Setting, fit, precision
+from sctd.evaluate.tasks.rows import TextRow
+from sctd.evaluate.tasks.task import load_task
+from sctd.train.engine.cpu import keep_freed_memory, share_cores
 
 RESULTS = Path(__file__).parent / "results"
 OURS, GROUPED, PLAIN, KEPT = "sctd", "Trainer, grouped by length", "Trainer", "Trainer, grouped, memory kept"

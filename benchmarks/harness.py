@@ -23,7 +23,7 @@ from typing import Any
 from sctd.bench.result import write_result
 from sctd.evaluate.encoder import load_config
 from sctd.evaluate.results import read_cells
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.tasks.task import load_task
 
 RESULTS = Path(__file__).parent / "results"
 DOUBTFUL = 0.05  # a smaller p speaks against equal means

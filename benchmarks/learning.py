@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from sctd.bench.result import facts
-from sctd.train.export import read_run
-from sctd.train.monitor import read_metrics
+from sctd.train.keep.export import read_run
+from sctd.train.keep.metrics import read_metrics
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"

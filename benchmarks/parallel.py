@@ -15,8 +15,8 @@ from typing import Any
 
 from sctd.bench.result import write_result
 from sctd.objective.arms import ARMS
-from sctd.train.checkpoint import newest_whole, read_importance
-from sctd.train.monitor import read_metrics
+from sctd.train.keep.checkpoint import newest_whole, read_importance
+from sctd.train.keep.metrics import read_metrics
 from sctd.verify import start
 
 RESULTS = Path(__file__).parent / "results"

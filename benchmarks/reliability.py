@@ -26,14 +26,14 @@ from sctd.config import load_config
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.model.bert import BertShape
 from sctd.objective.build import build_hook, build_model
-from sctd.train import checkpoint
-from sctd.train.checkpoint import Progress, Saver
-from sctd.train.distributed import World, init_world
-from sctd.train.engine import StepWatch, build_engine, resolve
-from sctd.train.guards import Curve, Pace, Skips
-from sctd.train.launch import discover
-from sctd.train.monitor import read_metrics
-from sctd.train.preemption import Mailbox, Requests
+from sctd.train.engine.distributed import World, init_world
+from sctd.train.engine.engine import StepWatch, build_engine, resolve
+from sctd.train.engine.launch import discover
+from sctd.train.keep import checkpoint
+from sctd.train.keep.checkpoint import Progress, Saver
+from sctd.train.keep.metrics import read_metrics
+from sctd.train.keep.preemption import Mailbox, Requests
+from sctd.train.loop.guards import Curve, Pace, Skips
 from sctd.verify import start
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctd.corpus.job import Wanted
-from sctd.corpus.prepare import prepare
-from sctd.corpus.sources import read_documents
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.sources.source import read_documents
 
 # Without a GPU, Triton kernels run under Triton's interpreter, which must be chosen before anything imports triton.
 assert "triton" not in sys.modules

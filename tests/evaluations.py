@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.tasks.task import load_task
 
 # Of the two arms that `write_evaluations` knows: main metric by seed, and of MRPC both.
 RTE = {"baseline": [0.55, 0.57, 0.56], "sctd": [0.60, 0.62, 0.58]}

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
-from sctd.corpus.manifest import read_manifest
-from sctd.corpus.prepare import load_corpus_tokenizer
+from sctd.corpus.manifest import load_corpus_tokenizer, read_manifest
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, valid_batches
-from sctd.train.export import read_run
+from sctd.train.keep.export import read_run
 
 
 @torch.no_grad()

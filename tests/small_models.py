@@ -8,11 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sctd.config import config_from_dict
 from sctd.corpus.tokenizer import SpecialIds
-from sctd.objective.build import build_model
+from sctd.objective.build import build_model, shape_of
+from sctd.objective.flops import StepFlops, step_flops
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
-from sctd.train.accounting import StepFlops, step_flops
-from sctd.train.export import shape_of
 
 VOCABULARY = 500
 

@@ -1,14 +1,19 @@
 """The command line as a user calls it, for tests of whole runs."""
 
+import atexit
+import functools
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from safetensors.torch import load_file
 
@@ -17,13 +22,104 @@ T = TypeVar("T")
 MASK32 = 0xFFFFFFFF
 
 
-def sctd(*arguments: Any, ranks: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`sctd ARGUMENTS` in a process of its own; with `ranks`, under the real deepspeed launcher."""
-    command = [*(launcher("deepspeed", ranks) if ranks else [sys.executable, "-m"]), "sctd"]
-    texts = [str(argument) for argument in arguments]
-    return subprocess.run(
-        [*command, *texts], capture_output=True, text=True, env=environment(), cwd=cwd or ROOT, timeout=600
+class Child:
+    """`sctd ARGUMENTS` in a child of the nursery: what subprocess.Popen is, so far as tests need it.
+
+    Args:
+        merged: standard error goes where standard output goes.
+    """
+
+    def __init__(self, arguments: Sequence[Any], cwd: Path = ROOT, merged: bool = False, **variables: str) -> None:
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115
+        self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(nursery())
+        call = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(cwd),
+            "environment": environment() | variables,
+        }
+        streams = [self._out.fileno(), self._err.fileno()]
+        socket.send_fds(self._socket, [json.dumps(call).encode()], streams)
+        self._answers = self._socket.makefile()
+        self.pid = int(self._answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.returncode is None and select.select([self._socket], [], [], 0)[0]:
+            self.returncode = int(self._answers.readline())
+        return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        if self.returncode is None and not select.select([self._socket], [], [], timeout)[0]:
+            self.kill()
+            raise subprocess.TimeoutExpired("sctd", timeout, self.output)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.output, "" if self._err is self._out else _text(self._err)
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return _text(self._out)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _text(file: IO[bytes]) -> str:
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode("utf-8")
+
+
+@functools.cache
+def nursery() -> str:
+    """The socket of nursery.py, started when it is first needed."""
+    path = f"{tempfile.mkdtemp(prefix='sctd-')}/nursery"
+    process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "nursery.py"), path], env=environment())
+    atexit.register(process.kill)
+    until(lambda: process.poll() is not None or Path(path).exists(), "the nursery", 120)
+    assert process.poll() is None, "the nursery did not start"
+    return path
+
+
+def sctd(*arguments: Any, ranks: int = 0, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`sctd ARGUMENTS` in a process of its own; with `ranks`, in so many that a launcher has told of each other.
+
+    As launchers do, it ends all when one fails, and what they say is one text.
+    """
+    if not ranks:
+        child = Child(arguments, cwd, **variables)
+        out, err = child.communicate()
+        return subprocess.CompletedProcess(arguments, child.wait(), out, err)
+    children = start_ranks(*arguments, ranks=ranks, cwd=cwd, **variables)
+    until(
+        lambda: all(each.poll() is not None for each in children) or any(each.poll() for each in children), "ranks", 600
     )
+    for each in children:
+        if each.poll() is None:
+            each.terminate()
+    said = [each.communicate() for each in children]
+    code = next((each.wait() for each in children if each.wait() > 0), max(each.wait() for each in children))
+    return subprocess.CompletedProcess(arguments, code, *("".join(texts) for texts in zip(*said, strict=True)))
+
+
+def start_ranks(*arguments: Any, ranks: int, cwd: Path = ROOT, **variables: str) -> list[Child]:
+    """The ranks of a job, told of each other as torchrun would."""
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"LOCAL_WORLD_SIZE": str(ranks)}
+    return [Child(arguments, cwd, **common, RANK=str(rank), LOCAL_RANK=str(rank), **variables) for rank in range(ranks)]
 
 
 def launcher(name: str, ranks: int) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sctd.cli import main
 from sctd.config import ARMS, FAMILIES, load_config
 from sctd.model.bert import Bert, BertShape
+from sctd.objective.flops import Work
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.plan.memory import (
@@ -23,9 +24,8 @@ from sctd.plan.memory import (
 )  # fmt: skip
 from sctd.plan.report import Forecast, forecast, limit, make_job, parse_gpus, plan
 from sctd.plan.steps import Step
-from sctd.train.accounting import GPUS
-from sctd.train.flops import Work
-from sctd.train.muon import layer_matrices
+from sctd.train.engine.devices import GPUS
+from sctd.train.engine.muon import layer_matrices
 from small_models import VOCABULARY, phases, small, small_batch
 from support import sctd
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import Manifest
-from sctd.corpus.prepare import prepare
-from sctd.corpus.team import Rank
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.team import Rank
 from sctd.errors import UserError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma"]

@@ -169,8 +169,8 @@ def _positive(text: str) -> int:
 def _pretrain(args: argparse.Namespace) -> int:
     config = load_config(args.recipe, args.overrides)
     if args.print_config:
-        from sctd.train.engine import read_deepspeed_json, resolve
-        from sctd.train.launch import world_size
+        from sctd.train.engine.engine import read_deepspeed_json, resolve
+        from sctd.train.engine.launch import world_size
 
         config, _ = resolve(config, read_deepspeed_json(args.deepspeed_config), world_size(os.environ))
         print(to_yaml(config), end="")
@@ -236,7 +236,7 @@ def _verify_resume(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> None:
     from sctd.evaluate.card import score_rows
-    from sctd.train.export import export_run
+    from sctd.train.keep.export import export_run
 
     export_run(args.run, args.out, args.step, score_rows(args.run, args.step))
     print(f"exported {args.out}")

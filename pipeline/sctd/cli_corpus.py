@@ -94,11 +94,11 @@ def _add_inspect(verb: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from sctd.corpus.clean import Cleaning
-    from sctd.corpus.job import Wanted, parse_bytes
-    from sctd.corpus.prepare import prepare
-    from sctd.corpus.sources import Form
-    from sctd.corpus.team import team
+    from sctd.corpus.prepare.job import Wanted, parse_bytes
+    from sctd.corpus.prepare.prepare import prepare
+    from sctd.corpus.prepare.team import team
+    from sctd.corpus.sources.clean import Cleaning
+    from sctd.corpus.sources.source import Form
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
@@ -129,9 +129,9 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:
-    from sctd.corpus.job import parse_bytes
-    from sctd.corpus.learn import learn
-    from sctd.corpus.sources import Form
+    from sctd.corpus.prepare.job import parse_bytes
+    from sctd.corpus.prepare.learn import learn
+    from sctd.corpus.sources.source import Form
 
     form, sample = Form(args.field, args.txt_documents), parse_bytes(args.sample)
     learn(args.source, args.out, args.vocab_size, not args.cased, sample, args.seed, form, args.on_error)

@@ -104,7 +104,7 @@ def require_libraries(**more: str) -> None:
 
 def _finetune(args: argparse.Namespace) -> None:
     require_libraries()
-    from sctd.evaluate.finetune import Wanted, finetune
+    from sctd.evaluate.finetune.finetune import Wanted, finetune
 
     wanted = Wanted(
         tasks=tuple(args.task),
@@ -123,14 +123,14 @@ def _finetune(args: argparse.Namespace) -> None:
 
 def _probe(args: argparse.Namespace) -> None:
     require_libraries()
-    from sctd.evaluate.probe import probe
+    from sctd.evaluate.analyse.probe import probe
 
     probe(args.checkpoints, args.task, args.data_dir, args.pooling, args.out, args.picture)
 
 
 def _drift(args: argparse.Namespace) -> None:
     require_libraries(sentence_transformers="sentence-transformers")
-    from sctd.evaluate.drift import drift
+    from sctd.evaluate.analyse.drift import drift
 
     drift(args.runs, args.corpus, args.sentences, args.encoder, args.picture)
 
@@ -138,7 +138,7 @@ def _drift(args: argparse.Namespace) -> None:
 def _ablate(args: argparse.Namespace) -> int:
     if args.task:
         require_libraries()
-    from sctd.evaluate.ablate import Machine, Scoring, ablate
+    from sctd.evaluate.ablate.ablate import Machine, Scoring, ablate
 
     machine = Machine(args.ranks, args.nodes, args.gpus_per_node, args.time)
     scoring = Scoring(tuple(args.task), args.data_dir, args.seeds)

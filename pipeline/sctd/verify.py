@@ -14,10 +14,10 @@ import psutil
 
 from sctd.config import load_config
 from sctd.errors import UserError
-from sctd.train.checkpoint import checkpoint_folder, newest_whole, read_manifest, read_weights
-from sctd.train.export import read_run
-from sctd.train.launch import free_port
-from sctd.train.monitor import LOSSES, read_metrics
+from sctd.files import free_port
+from sctd.train.keep.checkpoint import checkpoint_folder, newest_whole, read_manifest, read_weights
+from sctd.train.keep.export import read_run
+from sctd.train.keep.metrics import LOSSES, read_metrics
 
 # What another number of ranks may change in a loss, by adding the same gradients in another order.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}

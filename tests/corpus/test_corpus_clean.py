@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sctd.corpus.clean import Cleaner, Cleaning, symbol_share
+from sctd.corpus.sources.clean import Cleaner, Cleaning, symbol_share
 from sctd.errors import UserError
 
 

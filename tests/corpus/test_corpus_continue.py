@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sctd.corpus import encode, job, publish
-from sctd.corpus import prepare as module
 from sctd.corpus.manifest import read_manifest
-from sctd.corpus.prepare import prepare
-from sctd.corpus.team import Team
+from sctd.corpus.prepare import encode, job, publish
+from sctd.corpus.prepare import prepare as module
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.team import Team
 from sctd.errors import RunError, UserError
 from texts import WORDS, assert_same_corpus, documents, run, settings, write
 

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sctd.corpus import near
-from sctd.corpus.near import PERMUTATIONS, Sketcher, bands, check_threshold, duplicates, shingles
+from sctd.corpus.prepare import near
+from sctd.corpus.prepare.near import PERMUTATIONS, Sketcher, bands, check_threshold, duplicates, shingles
 from sctd.errors import UserError
 from support import environment
 
@@ -91,7 +91,8 @@ def test_only_what_stays_makes_others_leave() -> None:
 
 def test_other_processes_make_the_same_sketches() -> None:
     script = (
-        "from sctd.corpus.near import Sketcher; print(Sketcher().sketch(['a b c d e f g h', 'x y'])[:, :5].tolist())"
+        "from sctd.corpus.prepare.near import Sketcher\n"
+        "print(Sketcher().sketch(['a b c d e f g h', 'x y'])[:, :5].tolist())"
     )
     found = [
         subprocess.run(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctd.corpus.pack import Packer, is_special
+from sctd.corpus.prepare.pack import Packer, is_special
 from sctd.corpus.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sctd.corpus import binning, encode, job, select, shards
-from sctd.corpus import prepare as module
-from sctd.corpus.clean import Cleaning
-from sctd.corpus.encode import document_hash, falls_to_valid
-from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
-from sctd.corpus.pack import Packer
-from sctd.corpus.prepare import load_corpus_tokenizer, prepare
-from sctd.corpus.publish import unigram_entropy
+from sctd.corpus import shards
+from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_shards
+from sctd.corpus.prepare import binning, encode, job, select
+from sctd.corpus.prepare import prepare as module
+from sctd.corpus.prepare.encode import document_hash, falls_to_valid
+from sctd.corpus.prepare.pack import Packer
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.publish import unigram_entropy
+from sctd.corpus.sources.clean import Cleaning
 from sctd.corpus.tokenizer import SpecialIds, corpus_encoder, encode_documents, tokenizer_hash
 from sctd.errors import UserError
 from texts import assert_same_corpus, documents, run, settings, write
@@ -322,7 +323,7 @@ def test_an_end_while_files_get_their_names_is_continued(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(source, tmp_path / "whole")
-    from sctd.corpus import publish
+    from sctd.corpus.prepare import publish
 
     monkeypatch.setattr(publish, "write_manifest", lambda *_: (_ for _ in ()).throw(Power()))
     with pytest.raises(Power):

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sctd.corpus import team as module
-from sctd.corpus.job import Wanted
 from sctd.corpus.manifest import read_manifest
-from sctd.corpus.prepare import prepare
-from sctd.corpus.team import Rank, Team, Workers, left_behind, team
+from sctd.corpus.prepare import team as module
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.team import Rank, Team, Workers, left_behind, team
 from sctd.errors import RunError, UserError
 from support import ROOT, environment, launcher, until
 from texts import Note, assert_same_corpus, documents, write

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sctd.corpus import embedded, readers, tables
-from sctd.corpus.pieces import Form, Piece
-from sctd.corpus.sources import (
+from sctd.corpus.sources import embedded, readers, tables
+from sctd.corpus.sources.pieces import Form, Piece
+from sctd.corpus.sources.source import (
     Faults,
     Source,
     fingerprint,

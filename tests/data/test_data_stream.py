@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sctd.config import Config, DataConfig
-from sctd.corpus.job import Wanted
-from sctd.corpus.manifest import Manifest
-from sctd.corpus.prepare import load_corpus_tokenizer, prepare
+from sctd.corpus.manifest import Manifest, load_corpus_tokenizer
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
 from sctd.data import stream as stream_module
 from sctd.data.masking import Masker, build_masker, target_count
 from sctd.data.order import row_of_sample

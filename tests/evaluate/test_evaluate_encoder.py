@@ -16,8 +16,8 @@ from sctd.errors import UserError
 from sctd.evaluate.card import score_rows
 from sctd.evaluate.encoder import ENCODER, Encoder, load_tokenizer, open_encoder, read_mark
 from sctd.evaluate.results import best_scores, read_cells, read_drift, read_probes, scores
-from sctd.train.checkpoint import read_weights
-from sctd.train.export import export_run, read_facts, seal_of
+from sctd.train.keep.checkpoint import read_weights
+from sctd.train.keep.export import export_run, read_facts, seal_of
 from support import records, train
 
 

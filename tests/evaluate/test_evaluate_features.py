@@ -12,9 +12,17 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizer, RobertaTokenizer
 
-from sctd.evaluate.features import NO_LABEL, Coding, Features, encode, has_token_types, steps_of_pass, training_batches
-from sctd.evaluate.rows import ChoiceRow, Row, TagRow, TextRow
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.finetune.features import (
+    NO_LABEL,
+    Coding,
+    Features,
+    encode,
+    has_token_types,
+    steps_of_pass,
+    training_batches,
+)
+from sctd.evaluate.tasks.rows import ChoiceRow, Row, TagRow, TextRow
+from sctd.evaluate.tasks.task import load_task
 from tiny_bert import sentence, tiny_tokenizer
 
 CPU = torch.device("cpu")

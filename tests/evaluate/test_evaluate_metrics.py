@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sctd.evaluate.metrics import measure
-from sctd.evaluate.rows import ChoiceRow, Row, SpanRow, TagRow, TextRow
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.finetune.metrics import measure
+from sctd.evaluate.tasks.rows import ChoiceRow, Row, SpanRow, TagRow, TextRow
+from sctd.evaluate.tasks.task import load_task
 
 
 def texts(labels: Sequence[float]) -> list[Row]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sctd.errors import UserError
-from sctd.evaluate.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow, has_split, read_rows
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.tasks.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow, has_split, read_rows
+from sctd.evaluate.tasks.task import load_task
 from support import ROOT
 
 REAL = ROOT.parent / "shared" / "data"

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from sctd.errors import UserError
-from sctd.evaluate.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow
-from sctd.evaluate.shots import few_shots
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.tasks.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow
+from sctd.evaluate.tasks.shots import few_shots
+from sctd.evaluate.tasks.task import load_task
 
 
 def texts(counts: dict[int, int]) -> Rows:

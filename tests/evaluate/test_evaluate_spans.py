@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from sctd.evaluate.features import Coding
-from sctd.evaluate.metrics import measure
-from sctd.evaluate.rows import SpanRow
-from sctd.evaluate.spans import Windows, answers, best_spans, encode_spans
-from sctd.evaluate.tasks import load_task
+from sctd.evaluate.finetune.features import Coding
+from sctd.evaluate.finetune.metrics import measure
+from sctd.evaluate.finetune.spans import Windows, answers, best_spans, encode_spans
+from sctd.evaluate.tasks.rows import SpanRow
+from sctd.evaluate.tasks.task import load_task
 from tiny_bert import FILLER, sentence, tiny_tokenizer
 
 CPU = torch.device("cpu")

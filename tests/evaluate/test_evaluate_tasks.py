@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sctd.errors import UserError
-from sctd.evaluate.tasks import METRICS, Task, bio_tags, entity_types, load_task, load_tasks, task_names
+from sctd.evaluate.tasks.task import METRICS, Task, bio_tags, entity_types, load_task, load_tasks, task_names
 
 # lr, batch size, steps, epochs, tokens, classes, main metric
 TABLE_7 = {

@@ -12,13 +12,13 @@ import transformers
 from transformers import get_linear_schedule_with_warmup
 
 from sctd.errors import UserError
-from sctd.evaluate import training
 from sctd.evaluate.encoder import open_encoder
-from sctd.evaluate.features import steps_of_pass, training_batches
-from sctd.evaluate.heads import build_model
-from sctd.evaluate.material import Material, read_material
-from sctd.evaluate.tasks import load_task
-from sctd.evaluate.training import Outcome, Setting, evaluation_steps, fit, metric_names
+from sctd.evaluate.finetune import training
+from sctd.evaluate.finetune.features import steps_of_pass, training_batches
+from sctd.evaluate.finetune.heads import build_model
+from sctd.evaluate.finetune.material import Material, read_material
+from sctd.evaluate.finetune.training import Outcome, Setting, evaluation_steps, fit, metric_names
+from sctd.evaluate.tasks.task import load_task
 from tiny_bert import tiny_bert, write_conll, write_copa, write_rte, write_squad, write_stsb
 
 FAMILIES = ("bert", "modernbert")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sctd.train.attempts import read_attempts
+from sctd.train.keep.attempts import read_attempts
 from support import environment, records, sctd, train, until
 
 

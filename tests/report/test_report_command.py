@@ -18,15 +18,15 @@ from evaluations import COLA, MRPC, RTE, at_step, write_cells, write_json, write
 from pages import Reader, assert_stands_for_itself
 from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
-from sctd.evaluate.ablations import ABLATIONS, describe
+from sctd.evaluate.ablate.ablations import ABLATIONS, describe
+from sctd.objective.flops import flops_until
 from sctd.report.arms import group, partners
 from sctd.report.document import Picture
 from sctd.report.gather import gather
 from sctd.report.losses import loss_section
 from sctd.report.report import sections_of
 from sctd.report.summary import tiles
-from sctd.train.export import read_run, record_at
-from sctd.train.flops import flops_until
+from sctd.train.keep.export import read_run, record_at
 from support import records
 
 Runs = Callable[..., Path]

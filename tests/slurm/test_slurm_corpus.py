@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from cluster import Slurm
-from sctd.corpus.job import Wanted
-from sctd.corpus.prepare import prepare
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
 from support import until
 from texts import assert_same_corpus, documents, write
 

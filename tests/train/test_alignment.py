@@ -14,7 +14,7 @@ from sctd.objective.arms import ARMS
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
-from sctd.train.alignment import kl_gradient
+from sctd.train.loop.alignment import kl_gradient
 
 VOCAB, LENGTH, KEEP = 70, 32, 16
 both = pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sctd.train.checkpoint import newest_whole
+from sctd.train.keep.checkpoint import newest_whole
 from sctd.verify import kill, start
 from support import assert_same_run, environment, launcher, records, sctd, train, until
 
@@ -22,8 +22,8 @@ SAVES = ("train.steps=12", "train.save_every=2", "train.keep_checkpoints=5")
 SLOW = """
 import os, sys, time
 from pathlib import Path
-import sctd.train.checkpoint as checkpoint
-import sctd.train.validate as validate
+import sctd.train.keep.checkpoint as checkpoint
+import sctd.train.loop.validation as validate
 from sctd.cli import main
 from sctd.data.stream import TrainStream
 place, folder = sys.argv[1], Path(sys.argv[2])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sctd.errors import UserError
-from sctd.train.checkpoint import newest_whole, verify
+from sctd.train.keep.checkpoint import newest_whole, verify
 from support import sctd, train
 
 

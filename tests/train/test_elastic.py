@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from sctd.errors import UserError
-from sctd.train.checkpoint import newest_whole, read_weights
-from sctd.train.state import StateFiles
+from sctd.train.engine.state import StateFiles
+from sctd.train.keep.checkpoint import newest_whole, read_weights
 from sctd.verify import compare
 from support import records, sctd, train
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sctd.config import config_from_dict, load_config
-from sctd.train.checkpoint import read_weights
-from sctd.train.guards import Curve, GoBack, Plateau, Skips, levers, spread
+from sctd.train.keep.checkpoint import read_weights
+from sctd.train.loop.guards import Curve, GoBack, Plateau, Skips, levers, spread
 from support import assert_same_run, environment, records, sctd, train
 
 # A run whose gradients are not a number wherever certain samples take part.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sctd.errors import UserError
-from sctd.train.launch import Launch, discover
+from sctd.train.engine.launch import Launch, discover
 from support import environment, launcher, records, train
 
 SLURM = {

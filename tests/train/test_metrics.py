@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sctd.config import config_from_dict
 from sctd.data.stream import Batch
-from sctd.objective.build import build_hook
+from sctd.objective.build import build_hook, shape_of
+from sctd.objective.flops import Work
 from sctd.objective.schedule import Phase
-from sctd.train import loop, monitor
-from sctd.train.checkpoint import Progress
-from sctd.train.export import shape_of
-from sctd.train.flops import Work
-from sctd.train.loop import Window
-from sctd.train.monitor import LOSSES, LossMeter
+from sctd.train.keep.checkpoint import Progress
+from sctd.train.keep.metrics import LOSSES
+from sctd.train.loop import loop, monitor
+from sctd.train.loop.loop import Window
+from sctd.train.loop.monitor import LossMeter
 from small_models import VOCABULARY, small
 
 PAD, LENGTH, SHORT, ROWS = 7, 64, 32, 8

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from sctd.config import Config, load_config
 from sctd.errors import UserError
 from sctd.model.bert import Bert, BertShape
-from sctd.train import muon, state
-from sctd.train.distributed import World, init_world
-from sctd.train.engine import StepWatch, _parameter_groups, build_engine, resolve
-from sctd.train.launch import discover
-from sctd.train.state import StateFiles, Stretch
+from sctd.train.engine import muon, state
+from sctd.train.engine.distributed import World, init_world
+from sctd.train.engine.engine import StepWatch, _parameter_groups, build_engine, resolve
+from sctd.train.engine.launch import discover
+from sctd.train.engine.state import StateFiles, Stretch
 from support import ROOT, assert_same_run, environment, free_port, records, train
 
 # A border between two ranks falls into the second layer's attention.out.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sctd.train import precision
-from sctd.train.precision import fastest_precision
+from sctd.train.engine import precision
+from sctd.train.engine.precision import fastest_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctd.train.distributed import World
-from sctd.train.launch import free_port
-from sctd.train.preemption import Mailbox, Requests
+from sctd.files import free_port
+from sctd.train.engine.distributed import World
+from sctd.train.keep.preemption import Mailbox, Requests
 from support import assert_same_run, environment, launcher, records, sctd, train, until
 
 STEPS = ("train.steps=40", "train.log_every=1", "train.save_every=0")

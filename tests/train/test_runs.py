@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from sctd.corpus.job import Wanted
-from sctd.corpus.prepare import prepare
-from sctd.corpus.sources import read_documents
-from sctd.train.checkpoint import read_importance
+from sctd.corpus.prepare.job import Wanted
+from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.sources.source import read_documents
+from sctd.train.keep.checkpoint import read_importance
 from support import ROOT, assert_same_run, records, sctd, train
 from texts import write
 

@@ -16,9 +16,9 @@ from sctd.data.stream import valid_batches
 from sctd.model.bert import Bert, BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.pretraining import PretrainingModel
-from sctd.train import validate as module
-from sctd.train.distributed import World
-from sctd.train.validate import context_use, validate
+from sctd.train.engine.distributed import World
+from sctd.train.loop import validation as module
+from sctd.train.loop.validation import context_use, validate
 
 VOCAB, LENGTH, MASK = 60, 32, 4
 T = TypeVar("T")

@@ -41,7 +41,7 @@ def bench(
     from sctd.bench.profile import profile_steps
     from sctd.bench.step import bench_steps
     from sctd.bench.timing import DEVICE
-    from sctd.train.precision import fastest_precision
+    from sctd.train.engine.precision import fastest_precision
 
     names = choose(arms)
     for _, length in pairs:

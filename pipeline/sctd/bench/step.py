@@ -15,7 +15,7 @@ from sctd.bench.result import device_name, write_result
 from sctd.bench.timing import DEVICE, medians, wait
 from sctd.config import Config, config_from_dict, to_dict
 from sctd.errors import UserError
-from sctd.train.accounting import device_peak
+from sctd.train.engine.devices import device_peak
 
 _NAMES = {
     "full": "baseline (full)",

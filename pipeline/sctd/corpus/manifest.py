@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sctd.corpus.tokenizer import SpecialIds
+from tokenizers import Tokenizer
+
+from sctd.corpus.tokenizer import SpecialIds, load_tokenizer, tokenizer_hash
 from sctd.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -249,3 +251,14 @@ def _get(state: dict[str, Any], key: str, kind: Any) -> Any:
     if not isinstance(state[key], kind) or isinstance(state[key], bool):
         raise _Damage(f"key {key!r} is of the wrong type ({type(state[key]).__name__})")
     return state[key]
+
+
+def load_corpus_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer that a corpus was made with. UserError if it is missing or was altered since."""
+    tokenizer = load_tokenizer(str(folder / "tokenizer.json"))
+    if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:
+        raise UserError(
+            f"{folder / 'tokenizer.json'}: not the tokenizer that this corpus was made with (its hash differs from "
+            "the manifest's); restore it or run `sctd prepare` anew"
+        )
+    return tokenizer

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sctd.config import Config, RunConfig
-from sctd.corpus.manifest import Manifest, read_manifest, verify_file, verify_shards
-from sctd.corpus.prepare import load_corpus_tokenizer
+from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_file, verify_shards
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream, valid_batches
 from sctd.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sctd.evaluate.encoder import ENCODER, EVALUATION, is_of_others
 from sctd.evaluate.results import Score, best_scores, read_cells, read_probes
-from sctd.train import checkpoint
+from sctd.train.keep import checkpoint
 
 
 def score_rows(run_dir: Path, step: int | None = None) -> list[tuple[str, str]]:

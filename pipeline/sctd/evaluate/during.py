@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sctd.config import EvaluationConfig
+from sctd.evaluate.analyse.probe import layer_accuracies, read_task
 from sctd.evaluate.encoder import Encoder
-from sctd.evaluate.material import read_material
-from sctd.evaluate.probe import layer_accuracies, read_task
-from sctd.evaluate.rows import read_rows
-from sctd.evaluate.tasks import Task, load_task
-from sctd.evaluate.training import Setting, fit
-from sctd.train.evaluation import Evaluator
+from sctd.evaluate.finetune.material import read_material
+from sctd.evaluate.finetune.training import Setting, fit
+from sctd.evaluate.tasks.rows import read_rows
+from sctd.evaluate.tasks.task import Task, load_task
+from sctd.train.loop.evaluation import Evaluator
 
 _SEED = 1
 _LR, _BATCH_SIZE = 5e-5, 32  # of a task that the paper searches the grid for

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from sctd.errors import UserError
-from sctd.train import checkpoint
-from sctd.train.export import EXPORT, export_run, read_facts, seal_of
+from sctd.train.keep import checkpoint
+from sctd.train.keep.export import EXPORT, export_run, read_facts, seal_of
 
 EVALUATION = "evaluation"  # the folder in a run that holds a folder for each evaluated step
 ENCODER = "encoder.json"  # what the results beside it were measured on

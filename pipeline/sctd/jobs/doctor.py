@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from sctd.errors import UserError
-from sctd.train.checkpoint import checkpoints, size_of
-from sctd.train.distributed import World, init_world
-from sctd.train.launch import discover
+from sctd.train.engine.distributed import World, init_world
+from sctd.train.engine.launch import discover
+from sctd.train.keep.checkpoint import checkpoints, size_of
 from sctd_kernels import backend
 
 _NEEDED = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "tensorboard", "safetensors")

@@ -10,13 +10,15 @@ from typing import Any
 from sctd.config import Config
 from sctd.corpus import manifest as corpus
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
-from sctd.train.attempts import read_attempts
-from sctd.train.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
-from sctd.train.export import CORPUS_COPY, bert_shape, read_run, row_lengths
-from sctd.train.flops import Work
-from sctd.train.lock import holder
-from sctd.train.monitor import format_seconds, read_metrics
-from sctd.train.preemption import EXIT_STOPPED, REQUEST_FILES
+from sctd.files import holder
+from sctd.objective.build import bert_shape, row_lengths
+from sctd.objective.flops import Work
+from sctd.train.keep.attempts import read_attempts
+from sctd.train.keep.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
+from sctd.train.keep.export import CORPUS_COPY, read_run
+from sctd.train.keep.metrics import format_seconds, read_metrics
+from sctd.train.keep.preemption import EXIT_STOPPED, REQUEST_FILES
+from sctd.train.keep.run_folder import lock_file
 
 _ENDS = {
     0: "done",
@@ -33,7 +35,7 @@ def status(run_dir: Path) -> str:
         UserError: the folder holds no run.
     """
     config, records, attempts = read_run(run_dir), read_metrics(run_dir), read_attempts(run_dir)
-    held = holder(run_dir)
+    held = holder(lock_file(run_dir))
     model = config.model
     lines = [f"run          {run_dir}: {config.arm}, {model.family}, {model.layers} layers x {model.hidden_size}"]
     lines += _progress(run_dir, config, records) if records else ["progress     no step is on record yet"]

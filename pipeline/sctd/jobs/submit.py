@@ -11,9 +11,9 @@ from pathlib import Path
 import sctd
 from sctd.config import load_config
 from sctd.errors import RunError, UserError
-from sctd.train.checkpoint import write_atomically
+from sctd.files import write_atomically
+from sctd.train.keep.run_folder import check_run_dir, check_same_run
 from sctd.train.pretrain import check
-from sctd.train.run_folder import check_run_dir, check_same_run
 
 _TIME = re.compile(r"((\d+)-)?(\d+)(:(\d+))?(:(\d+))?", re.ASCII)
 _PLAIN = re.compile(r"[^\s*?\"'\\$`]+")  # what a shell takes as one word, as it stands

@@ -1,10 +1,13 @@
-"""From a configuration to the module that trains: model, arm, losses and importance table."""
+"""From a configuration to the module that trains (model, arm, losses, importance table), its shape and its schedule."""
 
 import torch
 
 from sctd.config import Config
+from sctd.corpus.manifest import Manifest
 from sctd.corpus.tokenizer import SpecialIds
-from sctd.model.bert import Bert, BertShape
+from sctd.errors import UserError
+from sctd.model.bert import Bert
+from sctd.model.shape import BertShape
 from sctd.model.token_dropping import TokenDropping
 from sctd.objective.arms import ARMS, Selection
 from sctd.objective.importance import ImportanceTable
@@ -56,3 +59,59 @@ def build_hook(config: Config, length: int) -> HybridScheduleHook:
         length=length,
         dropping=(schedule.full_start + 1, steps - schedule.full_finish),
     )
+
+
+def bert_shape(config: Config, manifest: Manifest) -> BertShape:
+    """The shape of a run's model; its vocabulary is the corpus' unless the recipe says otherwise.
+
+    Raises:
+        UserError: a vocabulary too small for the corpus, or rows longer than the model's positions.
+    """
+    model = config.model
+    vocab = model.vocab_size or manifest.vocab_size
+    if vocab < manifest.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {vocab}, but the tokenizer has token ids up to {manifest.vocab_size - 1}: "
+            f"set it to {manifest.vocab_size}, or to 0 to take the tokenizer's"
+        )
+    length = row_lengths(config, manifest)[0]
+    if length > model.max_positions:
+        raise UserError(
+            f"the corpus has rows of {length} tokens, model.max_positions is {model.max_positions}: "
+            "raise it, or prepare the corpus with a smaller --seq-len"
+        )
+    return shape_of(config, vocab)
+
+
+def shape_of(config: Config, vocab_size: int) -> BertShape:
+    """The shape that a recipe describes, with a vocabulary of this size."""
+    model = config.model
+    return BertShape(
+        vocab_size=vocab_size,
+        layers=model.layers,
+        hidden_size=model.hidden_size,
+        heads=model.heads,
+        intermediate_size=model.intermediate_size,
+        max_positions=model.max_positions,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        layer_norm_eps=model.layer_norm_eps,
+        initializer_range=model.initializer_range,
+        family=model.family,
+        positions=model.positions,
+    )
+
+
+def row_lengths(config: Config, manifest: Manifest) -> tuple[int, ...]:
+    """Tokens a row of the training, and of its warm-up where it has one.
+
+    Raises:
+        UserError: a length that the corpus was not packed to, or a warm-up that is not shorter.
+    """
+    length, warmup = config.data.seq_len or manifest.seq_len, config.data.warmup_seq_len
+    found = (length, warmup) if warmup else (length,)
+    for each in found:
+        manifest.split(each, "train")
+    if warmup >= length:
+        raise UserError(f"data.warmup_seq_len is {warmup}, but the rows after it have {length} tokens: lower it")
+    return found

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 
 from sctd.model.shape import BertShape
+from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
 from sctd.plan.steps import Step
-from sctd.train.accounting import StepFlops
 
 STAGES = (0, 1, 2, 3)
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once

@@ -5,12 +5,13 @@ from dataclasses import dataclass, fields, replace
 
 from sctd.config import Config
 from sctd.errors import UserError
+from sctd.objective.build import shape_of
+from sctd.objective.flops import StepFlops
 from sctd.plan import speed
 from sctd.plan.memory import STAGES, Memory, largest_micro_batch, memory, parameter_count
 from sctd.plan.speed import StepTime, step_time
 from sctd.plan.steps import Step, shares
-from sctd.train.accounting import GPUS, Gpu, StepFlops
-from sctd.train.export import shape_of
+from sctd.train.engine.devices import GPUS, Gpu
 
 USABLE = 0.92  # of a GPU's memory: CUDA, NCCL and fragments take the rest
 _VOCABULARY = 30522  # BERT's, where neither recipe nor corpus says

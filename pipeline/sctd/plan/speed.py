@@ -8,10 +8,11 @@ vocabulary, N parameters.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
 from sctd.plan.memory import Storage, parameter_count, storage_of
 from sctd.plan.steps import Step
-from sctd.train.accounting import Gpu, StepFlops
+from sctd.train.engine.devices import Gpu
 
 PRODUCTS = 0.65  # of the peak, in large matrix products
 ATTENTION = 0.40  # of the peak, in attention

@@ -8,8 +8,8 @@ from sctd.config import Config
 from sctd.data.masking import mask_share
 from sctd.model.shape import BertShape
 from sctd.objective.build import build_hook
+from sctd.objective.flops import StepFlops, step_flops
 from sctd.objective.schedule import Phase
-from sctd.train.accounting import StepFlops, step_flops
 
 _SAMPLES = 1000  # of the schedule of K
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sctd.evaluate.ablation_table import Line
-from sctd.evaluate.ablations import Row
+from sctd.evaluate.ablate.ablations import Row
+from sctd.evaluate.ablate.table import Line
+from sctd.objective.flops import saving
 from sctd.report import paper, stats
 from sctd.report.document import (
     Cell,
@@ -29,7 +30,6 @@ from sctd.report.gather import Ablation
 from sctd.report.paper import Column
 from sctd.report.scores import Subject, further
 from sctd.report.words import as_flops, as_hours, counted, listed, short_name, signed
-from sctd.train.flops import saving
 
 _BASELINE = "baseline"
 _LEAST_RANKED = 4  # rows that a rank correlation is worth a word of

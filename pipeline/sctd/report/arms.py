@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sctd.config import ARMS, to_dict
-from sctd.evaluate.pictures import colours
+from sctd.evaluate.analyse.pictures import colours
 from sctd.evaluate.results import Record
 from sctd.report.gather import Evaluation, Material, Run
 from sctd.report.paper import SHAPES, TITLES

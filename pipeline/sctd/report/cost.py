@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
+from sctd.objective.flops import saving
 from sctd.report import paper
 from sctd.report.arms import BASELINE, Group, baseline_of
 from sctd.report.curves import curves
@@ -27,7 +28,6 @@ from sctd.report.gather import Run, finite
 from sctd.report.paper import PaperRow
 from sctd.report.stats import mean_of
 from sctd.report.words import as_flops, as_hours, as_less, as_saving, counted, listed, opening
-from sctd.train.flops import saving
 
 _PAPER_BAR = "#c9ced6"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sctd.evaluate.pictures import Gaps, draw_drift, similarity_gaps
+from sctd.evaluate.analyse.pictures import Gaps, draw_drift, similarity_gaps
 from sctd.evaluate.results import Record
 from sctd.page import number_tick
 from sctd.report import paper, stats

@@ -13,15 +13,15 @@ import numpy as np
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.errors import UserError
-from sctd.evaluate.ablation_table import Line, read_line
-from sctd.evaluate.ablations import ABLATION, Row, read_ablation
+from sctd.evaluate.ablate.ablations import ABLATION, Row, read_ablation
+from sctd.evaluate.ablate.table import Line, read_line
+from sctd.evaluate.analyse.probe import distinct_names
 from sctd.evaluate.encoder import ENCODER, EVALUATION, read_mark
-from sctd.evaluate.probe import distinct_names
 from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cells, read_drift, read_probes
-from sctd.train.attempts import read_attempts
-from sctd.train.export import CORPUS_COPY, read_run
-from sctd.train.flops import flops_until
-from sctd.train.monitor import latest, read_metrics
+from sctd.objective.flops import flops_until
+from sctd.train.keep.attempts import read_attempts
+from sctd.train.keep.export import CORPUS_COPY, read_run
+from sctd.train.keep.metrics import latest, read_metrics
 
 _RUN = "config.yaml"
 _CELL = ("task", "title", "suite", "seed", *SETTING)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sctd.objective.build import build_hook
+from sctd.objective.flops import saving
 from sctd.report import stats
 from sctd.report.arms import Group, baseline_of, partners
 from sctd.report.curves import AXES, curves, gaps
@@ -16,7 +17,6 @@ from sctd.report.figures import TICKS, add_legend, draw_curves, limit, panels
 from sctd.report.gather import Run
 from sctd.report.stats import Difference, mean_of
 from sctd.report.words import counted, listed, signed
-from sctd.train.flops import saving
 
 NOT_REACHED = "not reached"
 _GREY = "#555555"

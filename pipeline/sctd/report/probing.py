@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from sctd.evaluate.pictures import draw_probe
+from sctd.evaluate.analyse.pictures import draw_probe
 from sctd.evaluate.results import Record, probe_key
 from sctd.report import paper, stats
 from sctd.report.arms import Group, colours_of, partners

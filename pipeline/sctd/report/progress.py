@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sctd.objective.flops import saving
 from sctd.page import number_tick
 from sctd.report import paper
 from sctd.report.arms import BASELINE, Group, baseline_of
@@ -16,8 +17,7 @@ from sctd.report.paper import Column
 from sctd.report.scores import Subject, at_step, further
 from sctd.report.stats import spread_of
 from sctd.report.words import as_flops, as_hours, counted, opening
-from sctd.train.flops import saving
-from sctd.train.monitor import EVALUATED
+from sctd.train.keep.metrics import EVALUATED
 
 _PANELS = 12  # with a task each
 

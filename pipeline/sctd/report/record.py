@@ -4,16 +4,16 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sctd.evaluate.ablations import ABLATIONS
+from sctd.evaluate.ablate.ablations import ABLATIONS
 from sctd.evaluate.results import Record
-from sctd.evaluate.tasks import Task, load_task, task_names
+from sctd.evaluate.tasks.task import Task, load_task, task_names
+from sctd.objective.build import row_lengths
 from sctd.report import paper
 from sctd.report.arms import FAMILIES, Group, is_papers, settings
 from sctd.report.document import NONE, NOTHING, Cell, Head, Number, Part, Points, Section, Table, number, whole
 from sctd.report.gather import Material, Run
 from sctd.report.scores import Subject, title_of
 from sctd.report.words import counted, listed, short_name
-from sctd.train.export import row_lengths
 
 _COMPARED_ARMS = ("baseline", "token_drop", "sctd")
 _FEW_ROWS = 0.9  # of the paper's training rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sctd import __version__
 from sctd.errors import UserError
+from sctd.files import write_atomically
 from sctd.page import escaped, html_page, html_tiles, printable
 from sctd.report.ablations import ablation_section
 from sctd.report.arms import Group, group, partners
@@ -26,7 +27,6 @@ from sctd.report.record import missing_section, record_section
 from sctd.report.scores import Subject, score_tables, subjects
 from sctd.report.summary import summary_section, tiles
 from sctd.report.words import listed
-from sctd.train.checkpoint import write_atomically
 
 _MARK = "made by sctd report"
 _INDEX = "README.md"

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sctd.evaluate.results import Record, Score
+from sctd.objective.flops import saving
 from sctd.report import paper
 from sctd.report.arms import Group, baseline_of
 from sctd.report.document import NOTHING, PAPER, Cell, Head, Number, Table, cost, over, whole
 from sctd.report.gather import Evaluation, finite, key_of
 from sctd.report.paper import Column, Layout, PaperRow
 from sctd.report.words import as_flops, as_hours
-from sctd.train.flops import saving
 
 _COLUMNS = 10  # of scores beside each other
 _METRICS = {"matthews": "Mcc.", "accuracy": "acc.", "pearson": "Pear.", "spearman": "Spea.", "f1": "F1",

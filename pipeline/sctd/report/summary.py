@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
+from sctd.objective.flops import saving
 from sctd.page import as_short
 from sctd.report import paper
 from sctd.report.arms import (
@@ -25,7 +26,6 @@ from sctd.report.record import lengths_of
 from sctd.report.scores import Subject
 from sctd.report.stats import as_p, wilcoxon
 from sctd.report.words import as_hours, as_saving, counted, listed, opening, short_name, signed
-from sctd.train.flops import saving
 
 
 def summary_section(

@@ -16,31 +16,29 @@ from deepspeed.accelerator import get_accelerator
 from tokenizers import Tokenizer
 
 from sctd.config import Config
-from sctd.corpus.manifest import Manifest, read_manifest, verify_shards
-from sctd.corpus.prepare import load_corpus_tokenizer
+from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_shards
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
 from sctd.model.shape import BertShape
-from sctd.objective.build import build_hook, build_model
-from sctd.train import checkpoint
-from sctd.train.accounting import device_peak
-from sctd.train.attempts import attempt
-from sctd.train.checkpoint import Progress
-from sctd.train.distributed import World, barrier, from_main, init_world
-from sctd.train.engine import StepWatch, build_engine, read_deepspeed_json, resolve
-from sctd.train.evaluation import Evaluation, Evaluator
-from sctd.train.export import EXPORT, bert_shape, export_run, fill_mask, read_run, row_lengths
-from sctd.train.flops import Work
-from sctd.train.launch import discover
-from sctd.train.learning_rate import learning_rate
-from sctd.train.lock import locked
-from sctd.train.loop import Run, restore, train
-from sctd.train.monitor import format_seconds, read_metrics
-from sctd.train.muon import describe
-from sctd.train.precision import fastest_precision
-from sctd.train.preemption import EXIT_STOPPED, Mailbox
-from sctd.train.run_folder import check_run_dir, check_same_run, start_run_dir
+from sctd.objective.build import bert_shape, build_hook, build_model, row_lengths
+from sctd.objective.flops import Work
+from sctd.train.engine.devices import device_peak
+from sctd.train.engine.distributed import World, barrier, from_main, init_world
+from sctd.train.engine.engine import StepWatch, build_engine, read_deepspeed_json, resolve
+from sctd.train.engine.launch import discover
+from sctd.train.engine.learning_rate import learning_rate
+from sctd.train.engine.muon import describe
+from sctd.train.engine.precision import fastest_precision
+from sctd.train.keep import checkpoint
+from sctd.train.keep.attempts import attempt
+from sctd.train.keep.checkpoint import Progress
+from sctd.train.keep.export import EXPORT, export_run, fill_mask, read_run
+from sctd.train.keep.metrics import format_seconds, read_metrics
+from sctd.train.keep.preemption import EXIT_STOPPED, Mailbox
+from sctd.train.keep.run_folder import check_run_dir, check_same_run, locked, start_run_dir
+from sctd.train.loop.evaluation import Evaluation, Evaluator
+from sctd.train.loop.loop import Run, restore, train
 from sctd_kernels import backend
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

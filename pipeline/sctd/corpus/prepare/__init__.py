@@ -1,0 +1,1 @@
+"""From sources to packed shards, on one process or many ranks."""

@@ -1,0 +1,131 @@
+"""A tokenizer learned from a sample of the sources."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sctd.corpus.prepare.encode import document_hash, falls_to_valid
+from sctd.corpus.prepare.job import Job, expected_bytes
+from sctd.corpus.sources.clean import Cleaner, Cleaning
+from sctd.corpus.sources.source import Faults, Form, Piece, parse_sources, plan_pieces, read_piece
+from sctd.corpus.tokenizer import (
+    corpus_encoder,
+    encode_documents,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+    vocab_size,
+)
+from sctd.errors import UserError
+
+SAMPLE_BYTES = 1_000_000_000  # of text; more does not change the pieces by much
+_PIECE_BYTES = 64_000_000
+_LEAST_CHANCE = 1 / 8  # of a document that is read to be taken: how much of a huge corpus is read for a small sample
+_JUDGED_DOCUMENTS, _JUDGED_CHARACTERS = 2000, 10_000
+_MAX_LENGTH = 512
+
+
+def learn(
+    sources: Sequence[str],
+    out: Path,
+    size: int,
+    lowercase: bool,
+    sample_bytes: int,
+    seed: int,
+    form: Form,
+    on_error: str,
+    log: Callable[[str], Any] = print,
+) -> Tokenizer:
+    """Learn a WordPiece vocabulary of `size` ids from about `sample_bytes` of text, and write it to the folder `out`.
+
+    Raises:
+        UserError: bad input, or an `out` that holds something.
+    """
+    out = Path(os.path.realpath(out))  # the rename must replace the folder behind a link, not the link
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already; choose another --out or remove it")
+    if sample_bytes < 1:
+        raise UserError(f"--sample {sample_bytes}: must be at least 1 byte")
+    pieces = plan_pieces(parse_sources(sources), form, _PIECE_BYTES)
+    faults, seen = Faults(on_error), _Seen()
+    documents = seen.watched(sample(pieces, form, faults, sample_bytes, seed))
+    tokenizer = train_tokenizer(documents, size, lowercase)
+    if not seen.documents:
+        raise UserError(
+            f"{', '.join(sources)}: no document in the sample; name sources that hold text, or raise --sample"
+        )
+    hidden = out.parent / f".{out.name}.part"
+    shutil.rmtree(hidden, ignore_errors=True)
+    save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
+    os.rename(hidden, out)
+    ids = np.concatenate(encode_documents(corpus_encoder(tokenizer), seen.judged))
+    unknown = np.count_nonzero(ids == special_ids(tokenizer).unk) / max(1, len(ids))
+    words = sum(len(text.split()) for text in seen.judged)
+    skipped = f", {sum(faults.counts.values()):,} faults skipped" if faults.counts else ""
+    log(
+        f"{out}: {vocab_size(tokenizer):,} pieces from {seen.documents:,} documents, {seen.bytes / 1e6:,.1f} MB; "
+        f"{len(ids) / max(1, words):.3f} tokens a word, {unknown:.3%} unknown{skipped}"
+    )
+    return tokenizer
+
+
+def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: int, seed: int) -> Iterator[str]:
+    """Clean documents of about so many bytes, from each piece its share, or all where the sources have no more.
+
+    A document is taken by a hash of (seed, text). Of a large piece only the beginning is read.
+    """
+    sizes = [max(1, piece.bytes) for piece in pieces]
+    share = sample_bytes / max(1, sum(sizes))
+    chance = max(share, _LEAST_CHANCE)
+    cleaner, room = Cleaner(Cleaning()), 0.0
+    for piece, size in zip(pieces, sizes, strict=True):
+        room += share * size
+        for raw in read_piece(piece, form, faults) if room > 0 else ():
+            text = cleaner(raw)
+            if text is not None and (chance >= 1.0 or _chosen(text, seed, chance)):
+                yield text
+                room -= len(text.encode())
+                if room <= 0:
+                    break
+
+
+def train_documents_tokenizer(job: Job) -> Tokenizer:
+    """The tokenizer of a corpus that was given none, from a sample of the documents that are not held out."""
+    wanted = job.wanted
+    faults = Faults(wanted.on_error)
+    size = min(SAMPLE_BYTES, expected_bytes(job.limits, job.pieces))
+    documents = sample(job.pieces, wanted.form, faults, size, wanted.seed)
+    mine = (
+        text for text in documents if not falls_to_valid(document_hash(text, wanted.seed)[2], wanted.valid_fraction)
+    )
+    return train_tokenizer(mine, wanted.vocab_size)
+
+
+def _chosen(text: str, seed: int, share: float) -> bool:
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=f"sample {seed}".encode()[:64]).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
+
+
+class _Seen:
+    """What went into the learning: counts, and documents from all over it to judge the result by."""
+
+    def __init__(self) -> None:
+        self.documents = self.bytes = 0
+        self.judged: list[str] = []
+        self._stride = 1
+
+    def watched(self, documents: Iterator[str]) -> Iterator[str]:
+        for text in documents:
+            if self.documents % self._stride == 0:
+                self.judged.append(text[:_JUDGED_CHARACTERS])
+                if len(self.judged) == 2 * _JUDGED_DOCUMENTS:
+                    self.judged, self._stride = self.judged[::2], 2 * self._stride
+            self.documents += 1
+            self.bytes += len(text.encode())
+            yield text

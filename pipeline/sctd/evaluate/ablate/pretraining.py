@@ -1,0 +1,93 @@
+"""Pretraining runs as processes of their own, one after the other, that are stopped when this one is."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from sctd.files import free_port
+from sctd.train.keep.preemption import EXIT_STOPPED
+
+# What another job's launcher says of this process: a run of ours is no rank of that job.
+_OTHER_JOBS = ("SLURM_", "OMPI_", "PMI")
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_ENDED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # by SIGTERM: the process itself, and as deepspeed tells it
+
+
+def words(recipe: Path, ranks: int, resume: bool) -> list[str]:
+    """The command of a run, as a user would write it."""
+    launcher = ["deepspeed", "--num_accelerators", str(ranks), "--module"] if ranks > 1 else []
+    return [*launcher, "sctd", "pretrain", str(recipe), *(["--resume"] if resume else [])]
+
+
+class Pretraining:
+    """Runs one at a time. What this process is asked for meanwhile, the run is asked for.
+
+    Attributes:
+        stopping: a signal asked for it; no further run is started.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._running: tuple[subprocess.Popen[bytes], int] | None = None  # and its number of ranks
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it lasts, SIGTERM, SIGUSR1 and SIGINT make the run under way save and stop."""
+        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self, recipe: Path, ranks: int, resume: bool, log: Path) -> int:
+        """Train to the end, or to the stop; the exit code. What the run says is appended to `log`."""
+        if self.stopping:
+            return EXIT_STOPPED
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                _command(words(recipe, ranks, resume)),
+                env={name: value for name, value in os.environ.items() if not name.startswith(_OTHER_JOBS)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on as SIGTERM
+            )
+        self._running = process, ranks
+        if self.stopping:  # since the look above
+            _ask_to_stop(process, ranks)
+        code = process.wait()
+        self._running = None
+        return EXIT_STOPPED if self.stopping and code in _ENDED else code
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+        if self._running is not None:
+            _ask_to_stop(*self._running)
+
+
+def _command(written: Sequence[str]) -> list[str]:
+    """The same with this interpreter, whatever PATH says."""
+    modules = {"deepspeed": "deepspeed.launcher.runner", "sctd": "sctd"}
+    first, *rest = written
+    port = ["--master_port", str(free_port())] if first == "deepspeed" else []  # another job may hold the usual one
+    return [sys.executable, "-m", modules[first], *port, *rest]
+
+
+def _ask_to_stop(process: "subprocess.Popen[bytes]", ranks: int) -> None:
+    """SIGTERM to the ranks themselves: their launcher would not wait for them to save."""
+    with suppress(psutil.NoSuchProcess):
+        asked = [psutil.Process(process.pid)]
+        if ranks > 1:
+            asked += asked[0].children()  # deepspeed's launcher of this machine, below that of all machines
+            asked = [rank for launcher in asked[1:] for rank in launcher.children()] or asked
+        for one in asked:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()

@@ -1,0 +1,1 @@
+"""What layers know, and how meaning drifts: probing and semantic drift."""

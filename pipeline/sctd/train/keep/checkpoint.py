@@ -1,0 +1,298 @@
+"""Checkpoints that are whole or invisible, and belong to no number of ranks and no ZeRO stage.
+
+Each rank writes what it holds under a temporary name; then every file is fsynced and hashed, the manifest written, the
+folder renamed, and `latest` replaced. Loading verifies: a checkpoint whose files differ from its manifest is named and
+passed over, the newest whole one is taken. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sctd import __version__
+from sctd.errors import RunError, UserError
+from sctd.files import read_json, sha256, sync, write_atomically, write_json
+from sctd.train.engine.distributed import World, from_main
+from sctd.train.engine.state import PARAMETER, StateFiles, restore, snapshot
+
+MANIFEST = "manifest.json"
+_STATE = "state.json"
+_LATEST = "latest"
+_SEAL = "sha256"  # key of the manifest
+_NAME = re.compile(r"step-(\d{8,})")
+_RANK_FILES = "rank-*.safetensors"
+_IMPORTANCE = ("importance", "scores")
+_HASHERS = 4
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything beside parameters, optimizer state and the importance table.
+
+    step: optimizer steps done. cursor: samples consumed. ledger: rolling hash of the rows trained on so far.
+    seconds: time spent training. passed_over: spans of samples that training went back from.
+    tokens: positions trained on, which is samples times the length that their step's rows had.
+    """
+
+    step: int = 0
+    cursor: int = 0
+    ledger: str = ""
+    seconds: float = 0.0
+    passed_over: list[tuple[int, int]] = field(default_factory=list)
+    tokens: int = 0
+
+
+def checkpoint_folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+class Saver:
+    """Writes the checkpoints of a run. All ranks make one, and call it at the same steps.
+
+    Args:
+        identity: what must match at a resume (hashes of tokenizer and data); goes into the manifest.
+        keep: checkpoints to keep. behind: write while training goes on, which waits for the copy to the host alone.
+        timeout: seconds that a rank waits for the others to have written.
+    """
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        run_dir: Path,
+        identity: dict[str, Any],
+        world: World,
+        keep: int,
+        behind: bool,
+        timeout: float,
+    ) -> None:
+        self._engine, self._folder, self._identity = engine, checkpoint_folder(run_dir), identity
+        self._world, self._keep, self._behind = world, keep, behind
+        # The thread has a process group of its own, so that its exchanges cannot meet those of the training.
+        patience = timedelta(seconds=timeout)
+        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sctd-save")
+        self._pending: Future[None] | None = None
+
+    def save(self, progress: Progress, importance: Tensor | None) -> None:
+        """Write a checkpoint of this step, point `latest` at it and remove old ones.
+
+        Raises:
+            RunError: on all ranks, for what keeps any of them from writing; the checkpoints before are untouched.
+        """
+        self.wait()
+        name = f"step-{progress.step:08d}"
+        temporary = self._folder / f".{name}.tmp"
+        tensors, facts = snapshot(self._engine, self._world)
+        size = sum(tensor.nbytes for tensor in tensors.values()) * self._world.size
+        from_main(self._world, lambda: _make_room(temporary, size))
+        if self._world.is_main and importance is not None:
+            tensors["/".join([*_IMPORTANCE, "0"])] = importance.cpu().clone()
+        facts["progress"] = asdict(progress)
+        self._pending = self._thread.submit(self._write, name, temporary, tensors, facts)
+        if not self._behind:
+            self.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save ended with an error, which `wait` raises."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last save is on disk.
+
+        Raises:
+            RunError: on all ranks, if it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, name: str, temporary: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        problem, entry = _attempt(lambda: _write_rank(temporary, self._world.rank, tensors))
+        entries: list[Any] = [(problem, entry)] * self._world.size
+        if self._group is not None:
+            dist.all_gather_object(entries, (problem, entry), group=self._group)
+        problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(entries) if problem]
+        if self._world.is_main and not problems:
+            step = facts["progress"]["step"]
+            manifest = {"step": step, "world_size": self._world.size, "version": __version__, **self._identity}
+            hashes = dict(entry for _, entry in entries)
+            problem, _ = _attempt(lambda: self._commit(name, temporary, facts, manifest, hashes))
+            problems = [problem] if problem else []
+        answer = [problems]
+        if self._group is not None:
+            dist.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[0]:
+            if self._world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"cannot save {self._folder / name}: {answer[0][0]}; checkpoints before it are untouched")
+        if self._world.is_main:
+            _prune(self._folder.parent, self._folder / name, self._keep)
+
+    def _commit(
+        self, name: str, temporary: Path, facts: dict[str, Any], manifest: dict[str, Any], files: dict[str, Any]
+    ) -> None:
+        write_json(temporary / _STATE, facts)
+        files[_STATE] = _entry(temporary / _STATE)
+        manifest["files"] = files
+        manifest[_SEAL] = _seal(manifest)
+        write_json(temporary / MANIFEST, manifest)
+        final = self._folder / name
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        write_atomically(self._folder / _LATEST, name + "\n")
+
+
+def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
+    """Restore the engine from a verified checkpoint: the progress, and the importance table where there is one."""
+    facts, files = _read_state(path), StateFiles(path, _RANK_FILES)
+    progress = Progress(**facts["progress"])
+    progress.passed_over = [(first, end) for first, end in progress.passed_over]
+    restore(engine, files, facts, progress.step)
+    return progress, read_importance(path)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run, newest first, whole or not; temporary ones are not seen."""
+    found = checkpoint_folder(run_dir).glob("step-*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a checkpoint was made at, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
+    """The newest checkpoint of a run whose files are those of its manifest; None where none was ever finished.
+
+    Raises:
+        UserError: there were some, and none is whole.
+    """
+    folder = checkpoint_folder(run_dir)
+    candidates = checkpoints(run_dir)
+    for path in candidates:
+        damage = verify(path)
+        if damage is None:
+            return path
+        log(f"checkpoint {path} is damaged ({damage}): passed over")
+    if candidates:
+        raise UserError(f"none of the {len(candidates)} checkpoints in {folder} is whole: restore one from a backup")
+    if (folder / _LATEST).exists():
+        raise UserError(f"{folder / _LATEST} names a checkpoint, but there is none: restore one from a backup")
+    return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    return read_json(path / MANIFEST)
+
+
+def verify(path: Path) -> str | None:
+    """None for a whole checkpoint, else what is wrong with it."""
+    try:
+        manifest = read_manifest(path)
+        files = {name: (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+        if manifest.pop(_SEAL) != _seal(manifest):
+            return f"{MANIFEST} is altered"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, (size, _) in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        found = dict(zip(files, pool.map(lambda name: sha256(path / name), files), strict=True))
+    for name, (_, expected) in files.items():
+        if found[name] != expected:
+            return f"{name} has another sha256"
+    present = {str(file.relative_to(path)) for file in path.rglob("[!.]*") if file.is_file()}
+    strangers = sorted(present - {*files, MANIFEST})
+    return f"{strangers[0]} is not in its manifest" if strangers else None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Float32 parameters of a checkpoint by name, whatever its ranks and its ZeRO stage were."""
+    files = StateFiles(path, _RANK_FILES)
+    shapes = {name: tuple(shape) for name, shape in _read_state(path)["shapes"].items()}
+    return {name: files.read(PARAMETER, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
+
+
+def read_importance(path: Path) -> Tensor | None:
+    """The importance score of each vocabulary id; None for an arm that has none."""
+    files = StateFiles(path, _RANK_FILES)
+    size = files.length(*_IMPORTANCE)
+    return files.read(*_IMPORTANCE, 0, size) if size else None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return read_json(path / _STATE)
+
+
+def _make_room(temporary: Path, size: int) -> None:
+    """An empty folder on a file system with space for `size` bytes."""
+    for stale in temporary.parent.glob(".step-*.tmp"):
+        shutil.rmtree(stale)
+    temporary.mkdir(parents=True)
+    free = shutil.disk_usage(temporary).free
+    if free < size:
+        temporary.rmdir()
+        raise RunError(
+            f"cannot save {temporary.parent}: a checkpoint takes {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: "
+            "make room, or lower train.keep_checkpoints; checkpoints before it are untouched"
+        )
+
+
+def _write_rank(folder: Path, rank: int, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    file = folder / f"rank-{rank:05d}.safetensors"
+    save_file(tensors, file)
+    sync(file)
+    return file.name, _entry(file)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its seal: it vouches for the files, and this for it."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[str | None, Any]:
+    """What went wrong, and what came of it; the others must hear of both."""
+    try:
+        return None, call()
+    except (OSError, SafetensorError) as error:
+        return str(error), None
+
+
+def _prune(run_dir: Path, newest: Path, keep: int) -> None:
+    """Keep `keep` checkpoints up to the one just written. Later ones are damaged, or training would not be here."""
+    found = checkpoints(run_dir)
+    written = found.index(newest)
+    for old in [*found[:written], *found[written + keep :]]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # what cannot be removed costs space, not the run
+            print(f"cannot remove {old}: {error}")
