@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sctd.corpus.manifest import Manifest
-from sctd.corpus.prepare.job import Wanted
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from sctd.corpus.prepare.team import Rank
 from sctd.errors import UserError
 
@@ -30,9 +30,9 @@ def write(path: Path, texts: Sequence[str]) -> str:
     return str(path)
 
 
-def settings(*sources: str, **changes: Any) -> Wanted:
+def settings(*sources: str, **changes: Any) -> CorpusSettings:
     """Of a small preparation."""
-    return Wanted(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
+    return CorpusSettings(sources, **{"seq_lens": (16,), "vocab_size": 320, "valid_fraction": 0.1, **changes})
 
 
 def run(source: str | Sequence[str], out: Path, **changes: Any) -> Manifest:

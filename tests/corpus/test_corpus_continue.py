@@ -1,12 +1,14 @@
 """Preparations that ended at odd places, and files that were mended: nothing is taken for what it is not."""
 
+import shutil
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sctd.corpus.manifest import read_manifest
-from sctd.corpus.prepare import encode, job, publish
+from sctd.corpus.prepare import encode, job, pack, publish
 from sctd.corpus.prepare import prepare as module
 from sctd.corpus.prepare.prepare import prepare
 from sctd.corpus.prepare.team import Team
@@ -68,7 +70,7 @@ def test_what_was_under_way_is_named(tmp_path: Path, source: str, monkeypatch: p
             run(source, tmp_path / "out")
     lines: list[str] = []
     prepare(settings(source), tmp_path / "out", log=lines.append)
-    assert lines[0] == "continuing: 0 of 1 pieces are there; the start before ended at data.jsonl (rank 0)"
+    assert lines[0] == "continuing: 0 of 1 pieces are finished; the last start ended at data.jsonl (rank 0)"
 
 
 def test_a_learned_tokenizer_outlives_a_dead_rank(tmp_path: Path, source: str) -> None:
@@ -98,9 +100,31 @@ def test_a_tokenizer_of_unknown_settings_is_not_used(
 
 def test_an_end_before_the_work_was_removed(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(publish.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Power()))
+        ending = SimpleNamespace(copyfile=shutil.copyfile, rmtree=lambda *_, **__: (_ for _ in ()).throw(Power()))
+        patch.setattr(publish, "shutil", ending)
         with pytest.raises(Power):
             run(source, tmp_path / "out")
-    assert (tmp_path / ".out.work").is_dir()
+    assert (tmp_path / ".out.work").is_dir() and (tmp_path / "out").is_dir()
     run(source, tmp_path / "out")
     assert not (tmp_path / ".out.work").exists() and read_manifest(tmp_path / "out").documents == 200
+
+
+def test_a_mended_file_may_be_put_back(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a start with the mended one was refused, the work goes on with the files that it was begun with."""
+    run(source, tmp_path / "first")
+    other = write(tmp_path / "other.jsonl", documents(60, seed=1))
+    changes = {"tokenizer": str(tmp_path / "first"), "shard_plan": 4000}
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "write_json", lambda *_: (_ for _ in ()).throw(Power()))
+        with pytest.raises(Power):
+            run([source, other], tmp_path / "out", **changes)
+    shutil.move(other, tmp_path / "kept")
+    write(Path(other), documents(70, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0})())
+        with pytest.raises(UserError, match="MB are free"):
+            run([source, other], tmp_path / "out", **changes)
+    shutil.move(tmp_path / "kept", other)
+    run([source, other], tmp_path / "out", **changes)
+    run([source, other], tmp_path / "again", **changes)
+    assert_same_corpus(tmp_path / "out", tmp_path / "again")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from sctd.corpus.faults import Faults
 from sctd.corpus.prepare import learn as module
 from sctd.corpus.prepare.learn import learn, sample
-from sctd.corpus.sources.source import Form, parse_sources, plan_pieces, read_documents
+from sctd.corpus.sources.source import Faults, Form, parse_sources, plan_pieces, read_documents
 from sctd.corpus.tokenizer import load_tokenizer, special_ids, tokenizer_hash, vocab_size
 from sctd.errors import UserError
 from texts import documents, write

@@ -13,13 +13,13 @@ from sctd.corpus.manifest import (
     Shard,
     SourceTotals,
     Split,
-    file_sha256,
     read_manifest,
     verify_shards,
     write_manifest,
 )
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.errors import UserError
+from sctd.files import sha256
 
 
 def corpus(folder: Path) -> Manifest:
@@ -28,8 +28,8 @@ def corpus(folder: Path) -> Manifest:
         rows, ends = (folder / f"{name}.npy", folder / f"{name}.ends.npy")
         for path in (rows, ends):
             path.write_bytes(path.name.encode() * 10)
-        beside = Ends(ends.name, file_sha256(ends), ends.stat().st_size)
-        shards.append(Shard(rows.name, 7, file_sha256(rows), rows.stat().st_size, 0, beside))
+        beside = Ends(ends.name, sha256(ends), ends.stat().st_size)
+        shards.append(Shard(rows.name, 7, sha256(rows), rows.stat().st_size, 0, beside))
     manifest = Manifest(
         format_version=FORMAT_VERSION, seq_lens=(16,), vocab_size=300, dtype="uint16", tokenizer_hash="ab",
         special_ids=SpecialIds(0, 1, 2, 3, 4), unigram_entropy=4.5, max_token_id=299, documents=3, text_bytes=99,
@@ -75,7 +75,7 @@ def test_missing_folder_and_missing_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("raw", [b"", b'{"format_version": 1', b"\xff\xfe", b"[]"])
 def test_damaged_json(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(raw)
-    assert "manifest.json" in error(tmp_path) and "anew" in error(tmp_path)
+    assert "manifest.json" in error(tmp_path) and "again" in error(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,13 @@ def test_missing_keys_are_named(tmp_path: Path, keys: tuple) -> None:
 def test_wrong_types_are_named(tmp_path: Path) -> None:
     change(tmp_path, "seq_lens", value="128")
     assert "key 'seq_lens' is of the wrong type (str)" in error(tmp_path)
-    for lengths in ([], [512, 128], [16, 16], ["16"]):
+    change(tmp_path, "seq_lens", value=["16"])
+    assert "key 'seq_lens' is of the wrong type (str)" in error(tmp_path)
+    for lengths in ([], [512, 128], [16, 16]):
         change(tmp_path, "seq_lens", value=lengths)
         assert "not a list of ascending lengths" in error(tmp_path)
     change(tmp_path, "splits", "16", "train", "shards", value=[3])
-    assert "shard is not a JSON object" in error(tmp_path)
+    assert "key 'shards' is of the wrong type (int)" in error(tmp_path)
 
 
 def test_inconsistent_rows_and_shards_outside_the_folder(tmp_path: Path) -> None:

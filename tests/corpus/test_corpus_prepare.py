@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sctd.corpus import shards
 from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_shards
-from sctd.corpus.prepare import binning, encode, job, select
+from sctd.corpus.prepare import encode, job, limits, pack
 from sctd.corpus.prepare import prepare as module
+from sctd.corpus.prepare import rows as shards
 from sctd.corpus.prepare.encode import document_hash, falls_to_valid
-from sctd.corpus.prepare.pack import Packer
 from sctd.corpus.prepare.prepare import prepare
 from sctd.corpus.prepare.publish import unigram_entropy
+from sctd.corpus.prepare.rows import Packer
+from sctd.corpus.prepare.settings import parse_bytes
 from sctd.corpus.sources.clean import Cleaning
 from sctd.corpus.tokenizer import SpecialIds, corpus_encoder, encode_documents, tokenizer_hash
 from sctd.errors import UserError
+from sctd.files import write_json
 from texts import assert_same_corpus, documents, run, settings, write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -215,8 +217,8 @@ def test_token_budgets_hold(tmp_path: Path, source: str, plan: int) -> None:
 def test_limits_look_at_each_piece_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         write(tmp_path / f"{number:02}.jsonl", documents(5, seed=number))
-    original, looks = select._counts, []
-    monkeypatch.setattr(select, "_counts", lambda path: looks.append(path) or original(path))
+    original, looks = limits._counts, []
+    monkeypatch.setattr(limits, "_counts", lambda path: looks.append(path) or original(path))
     glob = str(tmp_path / "*.jsonl")
     assert run(glob, tmp_path / "out", max_documents=("150",), valid_fraction=0.3).documents == 150
     assert len(looks) <= 3 * 40
@@ -307,8 +309,8 @@ def test_what_was_finished_is_not_repeated(
         return write
 
     for allowed in (at, at + 1, 10**9):
-        for place in (encode, binning):
-            monkeypatch.setattr(place, "write_json", failing(job.write_json, allowed))
+        for place in (encode, pack):
+            monkeypatch.setattr(place, "write_json", failing(write_json, allowed))
         if allowed < 10**9:
             with pytest.raises(Power):
                 run(source, tmp_path / "out", **changes)
@@ -356,7 +358,7 @@ def test_a_mended_file_costs_its_own_pieces_only(tmp_path: Path, source: str) ->
 def test_unfinished_work_of_other_settings_is_not_lost(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binning, "write_json", lambda *_: (_ for _ in ()).throw(Power()))
+    monkeypatch.setattr(pack, "write_json", lambda *_: (_ for _ in ()).throw(Power()))
     with pytest.raises(Power):
         run(source, tmp_path / "out")
     monkeypatch.undo()
@@ -383,7 +385,7 @@ def test_out_that_holds_something_else_is_refused(tmp_path: Path, source: str) -
 
 
 def test_out_that_cannot_be_made_is_told(tmp_path: Path, source: str) -> None:
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); mend that"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); fix that"):
         run(source, tmp_path / "data.jsonl" / "out")
 
 
@@ -433,13 +435,13 @@ def test_a_weighted_source_needs_rows(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("64MB", 64 * 10**6), ("1.5GB", 1_500_000_000), ("10", 10), ("2k", 2000)])
 def test_sizes(text: str, size: int) -> None:
-    assert job.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MB", "ten", "1..2MB", "-1MB", ".", "9" * 400])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UserError, match="64MB"):
-        job.parse_bytes(text)
+        parse_bytes(text)
 
 
 def test_empty_corpora_say_what_to_change(tmp_path: Path, source: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from sctd.corpus.manifest import read_manifest
 from sctd.corpus.prepare import team as module
-from sctd.corpus.prepare.job import Wanted
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from sctd.corpus.prepare.team import Rank, Team, Workers, left_behind, team
 from sctd.errors import RunError, UserError
 from support import ROOT, environment, launcher, until
@@ -39,7 +39,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def vocabulary(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("vocabulary") / "corpus"
-    prepare(Wanted(tuple(sources), (16,), vocab_size=320, valid_fraction=0.1), out, log=lambda line: None)
+    prepare(CorpusSettings(tuple(sources), (16,), vocab_size=320, valid_fraction=0.1), out, log=lambda line: None)
     return out
 
 
@@ -178,7 +178,7 @@ def test_each_item_is_done_once(tmp_path: Path, size: int) -> None:
     ("how", "kind", "said"),
     [
         ("user", UserError, "^bad item$"),
-        ("disk", UserError, r"item 3: x.npy No space left on device: .* what is finished is kept"),
+        ("disk", UserError, r"item 3: x.npy No space left on device: .* finished work is kept"),
         ("bug", RunError, "rank [01] failed at item 3: ZeroDivisionError: oh"),
         ("kill", RunError, "worker [01] was killed by SIGKILL at item 3"),
     ],

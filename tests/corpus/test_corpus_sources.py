@@ -154,7 +154,7 @@ def test_files_that_cannot_be_opened_are_told(tmp_path: Path) -> None:
     assert "b.txt: is a broken link" in error(str(tmp_path / "*.txt"))
     (tmp_path / "b.txt").unlink()
     os.mkfifo(tmp_path / "c.txt")
-    assert "no regular file" in error(str(tmp_path / "*.txt"))
+    assert "not a regular file" in error(str(tmp_path / "*.txt"))
     (tmp_path / "c.jsonl.gz").mkdir()  # stands for a file without permission, which root always has
     (piece,) = readers.plan_text(0, tmp_path / "c.jsonl.gz", Form(), 1 << 20)
     with pytest.raises(UserError, match=r"c.jsonl.gz: cannot be read \(Is a directory\)"):

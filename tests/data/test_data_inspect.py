@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 from sctd.cli import main
 from sctd.config import Config, RunConfig
 from sctd.corpus.manifest import Manifest, SourceTotals, Split, read_manifest, write_manifest
-from sctd.corpus.prepare.pack import Packer
-from sctd.corpus.shards import row_dtype, write_shards
+from sctd.corpus.prepare.rows import Packer, row_dtype, write_shards
 from sctd.corpus.tokenizer import (
     corpus_encoder,
     encode_documents,

@@ -1,9 +1,8 @@
 """manifest.json: what a prepared corpus holds, how it was made, and the hashes of its shards."""
 
 import dataclasses
-import hashlib
-import json
-import os
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from sctd.corpus.tokenizer import SpecialIds, load_tokenizer, tokenizer_hash
 from sctd.errors import UserError
+from sctd.files import read_json, sha256, write_json
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 2
@@ -100,12 +100,8 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json and flush it to disk."""
-    with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as stream:
-        json.dump(dataclasses.asdict(manifest), stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Write manifest.json, whole and flushed to disk."""
+    write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest), indent=2)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -114,22 +110,23 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such corpus folder; make it with `sctd prepare`")
     if not path.is_file():
-        raise UserError(f"{folder}: no {MANIFEST_NAME} in it, so it is not a prepared corpus; run `sctd prepare`")
+        raise UserError(f"{folder}: not a prepared corpus, it has no {MANIFEST_NAME}; run `sctd prepare`")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run `sctd prepare` anew") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: not a JSON object; run `sctd prepare` anew")
-    if state.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run `sctd prepare` again") from error
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format version {state.get('format_version')!r}, this code reads {FORMAT_VERSION}; "
-            "run `sctd prepare` anew or use the sctd that made it"
+            f"{path}: format version {version!r}, this code reads {FORMAT_VERSION}; run `sctd prepare` again or use "
+            "the sctd that made it"
         )
     try:
-        return _manifest(state)
-    except _Damage as error:
-        raise UserError(f"{path}: {error}; run `sctd prepare` anew") from error
+        manifest = from_json(Manifest, state)
+        _check(manifest)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; run `sctd prepare` again") from error
+    return manifest
 
 
 def verify_shards(folder: Path, manifest: Manifest, part: tuple[int, int] | None = None) -> None:
@@ -149,12 +146,12 @@ def verify_file(folder: Path, item: Shard | Ends, hashed: bool) -> None:
     """Compare the size of one file with the manifest, and its sha256 if asked. UserError where they differ."""
     path = folder / item.file
     if not path.is_file():
-        raise UserError(f"{path}: shard is missing; restore it or run `sctd prepare` anew")
+        raise UserError(f"{path}: shard is missing; restore it or run `sctd prepare` again")
     size = path.stat().st_size
     if size != item.bytes:
-        raise UserError(f"{path}: shard has {size} bytes, its manifest says {item.bytes}; run `sctd prepare` anew")
-    if hashed and file_sha256(path) != item.sha256:
-        raise UserError(f"{path}: shard was altered (its sha256 differs); run `sctd prepare` anew")
+        raise UserError(f"{path}: shard has {size} bytes, its manifest says {item.bytes}; run `sctd prepare` again")
+    if hashed and sha256(path) != item.sha256:
+        raise UserError(f"{path}: shard was altered (its sha256 differs); run `sctd prepare` again")
 
 
 def corpus_files(manifest: Manifest) -> Iterator[Shard | Ends]:
@@ -166,91 +163,50 @@ def corpus_files(manifest: Manifest) -> Iterator[Shard | Ends]:
                 yield shard.ends
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # ---- JSON to dataclasses -----------------------------------------------------------------------------------------
 
 
-class _Damage(ValueError):
-    pass
+def from_json(kind: Any, value: Any, key: str = "") -> Any:
+    """`value`, as JSON has it, as an object of type `kind`: a dataclass of this module or the type of a field. `key`:
+    where it was found. ValueError naming the first key that is missing or of another type."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        for name in hints:
+            _require(name in value, f"key {name!r} is missing")
+        return typing.cast(type, kind)(**{name: from_json(hint, value[name], name) for name, hint in hints.items()})
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_json(inner[0], item, key) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {inner[0](name): from_json(inner[1], item, name) for name, item in value.items()}
+    if origin is types.UnionType:
+        return None if value is None else from_json(inner[0], value, key)
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(kind is Any or type(value) is kind, f"key {key!r} is of the wrong type ({type(value).__name__})")
+    return value
 
 
-def _manifest(state: dict[str, Any]) -> Manifest:
-    fields = {
-        name: _get(state, name, int)
-        for name in ("format_version", "vocab_size", "max_token_id", "documents", "text_bytes", "tokens")
-    }
-    lengths = _get(state, "seq_lens", list)
-    if not lengths or not all(isinstance(length, int) for length in lengths) or lengths != sorted(set(lengths)):
-        raise _Damage("key 'seq_lens' is not a list of ascending lengths")
-    special = _get(state, "special_ids", dict)
-    splits = _get(state, "splits", dict)
-    dropped = _get(state, "dropped", dict)
-    sources = tuple(_source(source) for source in _get(state, "sources", list))
-    return Manifest(
-        **fields,
-        seq_lens=tuple(lengths),
-        dtype=_get(state, "dtype", str),
-        tokenizer_hash=_get(state, "tokenizer_hash", str),
-        special_ids=SpecialIds(*(_get(special, f.name, int) for f in dataclasses.fields(SpecialIds))),
-        unigram_entropy=float(_get(state, "unigram_entropy", int | float)),
-        sources=sources,
-        settings=_get(state, "settings", dict),
-        splits={length: _splits(_get(splits, str(length), dict), len(sources)) for length in lengths},
-        dropped={name: _get(dropped, name, int) for name in dropped},
-    )
+def _check(manifest: Manifest) -> None:
+    """ValueError where its parts do not belong together."""
+    lengths, sources = manifest.seq_lens, range(len(manifest.sources))
+    _require(lengths and list(lengths) == sorted(set(lengths)), "key 'seq_lens' is not a list of ascending lengths")
+    for length in lengths:
+        _require(length in manifest.splits, f"key '{length}' is missing")
+        for name in SPLITS:
+            _require(name in manifest.splits[length], f"key {name!r} is missing")
+        for split in manifest.splits[length].values():
+            rows, order = sum(shard.rows for shard in split.shards), [shard.source for shard in split.shards]
+            _require(split.rows == rows, "the rows of a split are not the sum of its shards'")
+            in_order = order == sorted(order) and all(source in sources for source in order)
+            _require(in_order, "the shards of a split are not in the order of the sources")
+    for item in corpus_files(manifest):
+        _require(Path(item.file).name == item.file, f"shard {item.file!r} lies outside of the corpus folder")
 
 
-def _source(state: Any) -> SourceTotals:
-    if not isinstance(state, dict):
-        raise _Damage("a source is not a JSON object")
-    weight = None if state.get("weight") is None else float(_get(state, "weight", int | float))
-    counts = [_get(state, name, int) for name in ("documents", "text_bytes", "tokens")]
-    return SourceTotals(_get(state, "name", str), _get(state, "spec", str), weight, *counts)
-
-
-def _splits(state: dict[str, Any], sources: int) -> dict[str, Split]:
-    return {name: _split(_get(state, name, dict), sources) for name in SPLITS}
-
-
-def _split(state: dict[str, Any], sources: int) -> Split:
-    shards = tuple(_shard(shard) for shard in _get(state, "shards", list))
-    rows = _get(state, "rows", int)
-    if rows != sum(shard.rows for shard in shards):
-        raise _Damage("the rows of a split are not the sum of its shards'")
-    order = [shard.source for shard in shards]
-    if order != sorted(order) or any(not 0 <= source < sources for source in order):
-        raise _Damage("the shards of a split are not in the order of the sources")
-    return Split(rows, shards)
-
-
-def _shard(state: Any) -> Shard:
-    if not isinstance(state, dict):
-        raise _Damage("a shard is not a JSON object")
-    ends = _get(state, "ends", dict)
-    return Shard(
-        _file_name(state), _get(state, "rows", int), _get(state, "sha256", str), _get(state, "bytes", int),
-        _get(state, "source", int), Ends(_file_name(ends), _get(ends, "sha256", str), _get(ends, "bytes", int)),
-    )  # fmt: skip
-
-
-def _file_name(state: dict[str, Any]) -> str:
-    name = _get(state, "file", str)
-    if Path(name).name != name:
-        raise _Damage(f"shard {name!r} lies outside of the corpus folder")
-    return name
-
-
-def _get(state: dict[str, Any], key: str, kind: Any) -> Any:
-    if key not in state:
-        raise _Damage(f"key {key!r} is missing")
-    if not isinstance(state[key], kind) or isinstance(state[key], bool):
-        raise _Damage(f"key {key!r} is of the wrong type ({type(state[key]).__name__})")
-    return state[key]
+def _require(holds: Any, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
 
 
 def load_corpus_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
@@ -259,6 +215,6 @@ def load_corpus_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:
         raise UserError(
             f"{folder / 'tokenizer.json'}: not the tokenizer that this corpus was made with (its hash differs from "
-            "the manifest's); restore it or run `sctd prepare` anew"
+            "the manifest's); restore it or run `sctd prepare` again"
         )
     return tokenizer

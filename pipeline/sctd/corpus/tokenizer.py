@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from sctd.corpus.faults import one_line
-from sctd.errors import UserError
+from sctd.errors import UserError, one_line
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SpecialIds
+_SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # as transformers calls them
 MIN_VOCAB_SIZE = 256
 _MULTIPLE = 64
 MAX_WORD_CHARS = 100  # WordPiece turns longer words into [UNK], as in BERT
@@ -90,7 +91,7 @@ def _from_vocab(path: Path) -> Tokenizer:
     pieces = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     if len(set(pieces)) != len(pieces):
         twice = next(piece for piece, count in Counter(pieces).items() if count > 1)
-        raise UserError(f"{path}: the piece {twice!r} stands in it more than once; a vocab.txt has one piece a line")
+        raise UserError(f"{path}: the piece {twice!r} occurs more than once; a vocab.txt has one piece a line")
     cased = any(piece != piece.lower() for piece in pieces if not (piece.startswith("[") and piece.endswith("]")))
     return _wordpiece({piece: index for index, piece in enumerate(pieces)}, lowercase=not cased)
 
@@ -110,7 +111,7 @@ def _from_hub(name: str) -> Tokenizer:
         return Tokenizer.from_str(backend.to_str())
     except Exception as error:  # the hub client raises from a dozen unrelated classes
         raise UserError(
-            f"{name}: no such file, and not to be had as a tokenizer from the hub ({type(error).__name__}: "
+            f"{name}: no such file, and the hub gives no such tokenizer ({type(error).__name__}: "
             f"{one_line(error)}); check the name, or give a vocab.txt or tokenizer.json"
         ) from error
 
@@ -262,23 +263,37 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int, ha
     Args:
         has_token_types: whether the model takes token types.
     """
-    stored = Tokenizer.from_str(tokenizer.to_str())
-    stored.no_truncation()
-    stored.no_padding()
-    _set_template(stored)
+    stored, config = _for_transformers(tokenizer, model_max_length, has_token_types)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(stored.to_str(pretty=True) + "\n", encoding="utf-8")
     pieces = sorted(stored.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8", newline="\n")
-    config = _transformers_config(json.loads(stored.to_str()), model_max_length)
-    if not has_token_types:
-        config["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def transformers_tokenizer(tokenizer: Tokenizer, model_max_length: int, has_token_types: bool = True) -> Any:
+    """The transformers tokenizer that gives the ids of what `save_tokenizer` writes, in memory."""
+    from transformers import PreTrainedTokenizerFast
+
+    stored, config = _for_transformers(tokenizer, model_max_length, has_token_types)
+    names = (*_SPECIAL_NAMES, "model_max_length", "model_input_names")
+    return PreTrainedTokenizerFast(tokenizer_object=stored, **{name: config[name] for name in names if name in config})
+
+
+def _for_transformers(tokenizer: Tokenizer, model_max_length: int, has_token_types: bool) -> tuple[Tokenizer, dict]:
+    """A copy that adds [CLS] and [SEP], and what tokenizer_config.json says of it."""
+    stored = Tokenizer.from_str(tokenizer.to_str())
+    stored.no_truncation()
+    stored.no_padding()
+    _set_template(stored)
+    config = _transformers_config(json.loads(stored.to_str()), model_max_length)
+    if not has_token_types:
+        config["model_input_names"] = ["input_ids", "attention_mask"]
+    return stored, config
+
+
 def _transformers_config(state: dict, model_max_length: int) -> dict:
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    config = {**dict(zip(names, SPECIAL_TOKENS, strict=True)), "model_max_length": model_max_length}
+    config = {**dict(zip(_SPECIAL_NAMES, SPECIAL_TOKENS, strict=True)), "model_max_length": model_max_length}
     normalizer = state["normalizer"] or {}
     is_bert = (
         state["model"]["type"] == "WordPiece"

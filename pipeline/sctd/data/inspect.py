@@ -1,8 +1,8 @@
 """`sctd inspect`: what a corpus holds, and rows of it in words, in the order and with the masks of a training."""
 
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
 
 
 def _header(folder: Path, manifest: Manifest) -> str:
-    weights = [source.weight for source in manifest.sources]
     lines = [
         f"corpus    {folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of a vocabulary of "
         f"{manifest.vocab_size:,}, unigram entropy {manifest.unigram_entropy:.3f} nats"
@@ -67,12 +66,12 @@ def _header(folder: Path, manifest: Manifest) -> str:
     for length in manifest.seq_lens:
         train, valid = (manifest.split(length, split).rows for split in ("train", "valid"))
         lines.append(f"rows      {train:,} of {length} tokens for training, {valid:,} held out")
-    for source, weight in zip(manifest.sources, weights, strict=True):
+    for source in manifest.sources:
         share = source.tokens / max(1, manifest.tokens)
-        wanted = "" if weight is None else f", weight {weight:g}"
+        weight = "" if source.weight is None else f", weight {source.weight:g}"
         lines.append(
             f"source    {source.name} ({source.spec}): {source.documents:,} documents, {source.tokens:,} tokens "
-            f"({share:.1%}){wanted}"
+            f"({share:.1%}){weight}"
         )
     return "\n".join(lines)
 
@@ -144,7 +143,7 @@ def _row(name: str, place: _Place, manifest: Manifest, tokenizer: Tokenizer, *ma
     lines = [title]
     if place.before is not None:
         lines.append(f"{_INDENT}--- continues row {place.before:,} ---")
-    for start, end in _stretches(place.ends, len(words)):
+    for start, end in pairwise(sorted({0, *(end + 1 for end in place.ends), len(words)})):
         text = _joined(words[start:end])
         lines += textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
         if end - 1 in place.ends:
@@ -179,15 +178,6 @@ def _piece(tokenizer: Tokenizer, number: int) -> str:
     piece = tokenizer.id_to_token(number)
     assert piece is not None, number
     return piece if piece.isprintable() else ascii(piece)[1:-1]
-
-
-def _stretches(ends: list[int], length: int) -> Iterator[tuple[int, int]]:
-    """[start, end) of each document of a row, and of what stands behind the last."""
-    start = 0
-    for end in [*(end + 1 for end in ends), length]:
-        if start < end:
-            yield start, end
-        start = end
 
 
 def _joined(words: list[str]) -> str:

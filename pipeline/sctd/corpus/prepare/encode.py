@@ -11,18 +11,19 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from sctd.corpus.prepare.job import Job, write_json
-from sctd.corpus.prepare.select import Reached
+from sctd.corpus.prepare.job import Job
+from sctd.corpus.prepare.limits import Reached, is_reached
+from sctd.corpus.prepare.near import Sketcher
+from sctd.corpus.prepare.rows import row_dtype, save_array
 from sctd.corpus.prepare.team import Rank
-from sctd.corpus.shards import row_dtype, save_array
 from sctd.corpus.sources.clean import Cleaner
 from sctd.corpus.sources.source import Faults, read_piece
 from sctd.corpus.tokenizer import corpus_encoder, encode_documents, special_ids, vocab_size
+from sctd.files import write_json
 
 BATCH_CHARS = 1 << 20
 BATCH_DOCUMENTS = 4096
@@ -75,43 +76,45 @@ class Encode:
 
     def __call__(self, item: int, rank: Rank) -> None:
         job, piece, start = self.job, self.job.pieces[item], time.monotonic()
-        if self._reached.before(item):
+        if self._reached.before(piece.source, item):
             return
-        faults, cleaner = Faults(job.wanted.on_error), Cleaner(job.wanted.cleaning)
-        encoder = _Encoder(job, item)
+        faults, cleaner = Faults(job.settings.on_error), Cleaner(job.settings.cleaning)
         read = read_bytes = 0
 
         def cleaned() -> Iterator[str]:
             nonlocal read, read_bytes
-            for text in read_piece(piece, job.wanted.form, faults):
+            for text in read_piece(piece, job.settings.form, faults):
                 read += 1
-                read_bytes += len(text) if text.isascii() else len(text.encode())
+                read_bytes += utf8_bytes(text)
                 if (clean := cleaner(text)) is not None:
                     yield clean
 
-        speak = start + PROGRESS_SECONDS
+        def rate() -> str:
+            speed = read_bytes / 1e6 / max(time.monotonic() - start, 1e-9)
+            return f"{encoder.documents:,} documents, {read_bytes / 1e6:,.1f} MB, {speed:.1f} MB/s"
+
+        encoder, speak = _Encoder(job, item), start + PROGRESS_SECONDS
         with encoder.ids:  # a full disk must not leave it open
             for batch in batches(cleaned()):
                 encoder.add(batch)
                 rank.look_around()
                 if encoder.is_full():
                     break
-                if (now := time.monotonic()) > speak:
-                    speak = now + PROGRESS_SECONDS
-                    rank.log(f"rank {rank.name}: {piece.title}: {_rate(encoder.documents, read_bytes, now - start)}")
-            facts = encoder.close()
-        facts |= {
-            "source": piece.source, "rank": rank.name, "read": read, "read_bytes": read_bytes,
-            "seconds": time.monotonic() - start, "counts": cleaner.counts, "faults": faults.counts,
-            "examples": faults.examples,
+                if time.monotonic() > speak:
+                    speak = time.monotonic() + PROGRESS_SECONDS
+                    rank.log(f"rank {rank.name}: {piece.title}: {rate()}")
+            encoder.close()
+        facts = {
+            "documents": encoder.documents, "tokens": encoder.tokens, "source": piece.source, "rank": rank.name,
+            "read": read, "read_bytes": read_bytes, "seconds": time.monotonic() - start, "counts": cleaner.counts,
+            "faults": faults.counts, "examples": faults.examples,
         }  # fmt: skip
         write_json(job.piece(item, ".json"), facts)
-        rate = _rate(encoder.documents, read_bytes, facts["seconds"])
-        rank.log(f"rank {rank.name}: piece {item + 1} of {len(job.pieces)} ({piece.title}): {rate}")
+        rank.log(f"rank {rank.name}: piece {item + 1} of {len(job.pieces)} ({piece.title}): {rate()}")
 
 
-def _rate(documents: int, size: int, seconds: float) -> str:
-    return f"{documents:,} documents, {size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):.1f} MB/s"
+def utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -142,31 +145,24 @@ class _Encoder:
         self._tokenizer = _loaded((job.work / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
         self._dtype = row_dtype(vocab_size(self._tokenizer))
         self._unknown = special_ids(self._tokenizer).unk
-        self._limit = job.limits[job.pieces[item].source]
-        self._hidden = job.piece(item, ".ids.part")
-        self.ids = self._hidden.open("wb")
+        self._sketcher = Sketcher() if job.settings.near_duplicates is not None else None
+        self.ids = job.piece(item, ".ids.part").open("wb")
         self._written = self._run_bytes = 0
         self._run: list[np.ndarray] = []
         self._index: list[np.ndarray] = []
         self._lines: list[tuple[int, ...]] = []
         self._sketches: list[np.ndarray] = []
-        self._sketcher = None
-        if job.wanted.near_duplicates is not None:
-            from sctd.corpus.prepare.near import Sketcher
-
-            self._sketcher = Sketcher()
         self.documents = self.tokens = 0
 
     def add(self, texts: list[str]) -> None:
-        seed, fraction = self._job.wanted.seed, self._job.wanted.valid_fraction
+        seed, fraction = self._job.settings.seed, self._job.settings.valid_fraction
         if self._sketcher is not None:
             self._sketches.append(self._sketcher.sketch(texts))
         for text, ids in zip(texts, encode_documents(self._tokenizer, texts), strict=True):
             high, low, split = document_hash(text, seed)
-            size = len(text) if text.isascii() else len(text.encode())
-            unknown = int(np.count_nonzero(ids == self._unknown))
-            words, valid = len(text.split()), falls_to_valid(split, fraction)
-            self._lines.append((high, low, 0, self.documents, len(ids), size, words, unknown, valid))
+            unknown, words = int(np.count_nonzero(ids == self._unknown)), len(text.split())
+            valid = falls_to_valid(split, fraction)
+            self._lines.append((high, low, 0, self.documents, len(ids), utf8_bytes(text), words, unknown, valid))
             self._run.append(ids.astype(self._dtype))
             self._run_bytes += self._run[-1].nbytes
             self.documents += 1
@@ -175,11 +171,9 @@ class _Encoder:
             self._flush()
 
     def is_full(self) -> bool:
-        """Whether the source's limit is reached by this piece alone."""
-        limit = self._limit
-        return (limit.documents is not None and self.documents >= limit.documents) or (
-            limit.tokens is not None and self.tokens >= limit.tokens
-        )
+        """Whether this piece alone reaches the source's limit."""
+        limit = self._job.settings.limits[self._job.pieces[self._item].source]
+        return is_reached(limit, (self.documents, self.tokens))
 
     def _flush(self) -> None:
         lines = np.array(self._lines, dtype=INDEX)
@@ -193,16 +187,15 @@ class _Encoder:
         self._index.append(lines)
         self._run, self._lines, self._run_bytes = [], [], 0
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> None:
         """Everything on disk under its name."""
         self._flush()
         self.ids.flush()
         os.fsync(self.ids.fileno())
         self.ids.close()
-        lines = np.concatenate(self._index)
         job, item = self._job, self._item
+        lines = np.concatenate(self._index)
         save_array(job.piece(item, ".index.npy"), lines[np.argsort(lines["high"], kind="stable")])
         if self._sketches:
             save_array(job.piece(item, ".sketch.npy"), np.concatenate(self._sketches))
-        os.replace(self._hidden, job.piece(item, ".ids"))
-        return {"documents": self.documents, "tokens": self.tokens}
+        os.replace(job.piece(item, ".ids.part"), job.piece(item, ".ids"))

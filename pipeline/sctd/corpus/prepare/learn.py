@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from sctd.corpus.prepare.encode import document_hash, falls_to_valid
-from sctd.corpus.prepare.job import Job, expected_bytes
+from sctd.corpus.prepare.encode import document_hash, falls_to_valid, utf8_bytes
+from sctd.corpus.prepare.job import Job
 from sctd.corpus.sources.clean import Cleaner, Cleaning
 from sctd.corpus.sources.source import Faults, Form, Piece, parse_sources, plan_pieces, read_piece
 from sctd.corpus.tokenizer import (
@@ -23,6 +22,7 @@ from sctd.corpus.tokenizer import (
     vocab_size,
 )
 from sctd.errors import UserError
+from sctd.files import new_folder
 
 SAMPLE_BYTES = 1_000_000_000  # of text; more does not change the pieces by much
 _PIECE_BYTES = 64_000_000
@@ -60,10 +60,8 @@ def learn(
         raise UserError(
             f"{', '.join(sources)}: no document in the sample; name sources that hold text, or raise --sample"
         )
-    hidden = out.parent / f".{out.name}.part"
-    shutil.rmtree(hidden, ignore_errors=True)
-    save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
-    os.rename(hidden, out)
+    with new_folder(out) as folder:
+        save_tokenizer(tokenizer, folder, _MAX_LENGTH)
     ids = np.concatenate(encode_documents(corpus_encoder(tokenizer), seen.judged))
     unknown = np.count_nonzero(ids == special_ids(tokenizer).unk) / max(1, len(ids))
     words = sum(len(text.split()) for text in seen.judged)
@@ -90,21 +88,20 @@ def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: in
             text = cleaner(raw)
             if text is not None and (chance >= 1.0 or _chosen(text, seed, chance)):
                 yield text
-                room -= len(text.encode())
+                room -= utf8_bytes(text)
                 if room <= 0:
                     break
 
 
 def train_documents_tokenizer(job: Job) -> Tokenizer:
     """The tokenizer of a corpus that was given none, from a sample of the documents that are not held out."""
-    wanted = job.wanted
-    faults = Faults(wanted.on_error)
-    size = min(SAMPLE_BYTES, expected_bytes(job.limits, job.pieces))
-    documents = sample(job.pieces, wanted.form, faults, size, wanted.seed)
-    mine = (
-        text for text in documents if not falls_to_valid(document_hash(text, wanted.seed)[2], wanted.valid_fraction)
-    )
-    return train_tokenizer(mine, wanted.vocab_size)
+    settings, size = job.settings, min(SAMPLE_BYTES, job.text_bytes)
+    documents = sample(job.pieces, settings.form, Faults(settings.on_error), size, settings.seed)
+
+    def is_held_out(text: str) -> bool:
+        return falls_to_valid(document_hash(text, settings.seed)[2], settings.valid_fraction)
+
+    return train_tokenizer((text for text in documents if not is_held_out(text)), settings.vocab_size)
 
 
 def _chosen(text: str, seed: int, share: float) -> bool:
@@ -127,5 +124,5 @@ class _Seen:
                 if len(self.judged) == 2 * _JUDGED_DOCUMENTS:
                     self.judged, self._stride = self.judged[::2], 2 * self._stride
             self.documents += 1
-            self.bytes += len(text.encode())
+            self.bytes += utf8_bytes(text)
             yield text

@@ -14,13 +14,13 @@ PERMUTATIONS = 128
 SHINGLE_WORDS = 5
 _SEED, _SCHEME = 1, "affine32"
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-_AT_ONCE = 1 << 13  # shingles; each takes 1 kB meanwhile
+_AT_ONCE = 1 << 13  # shingles; each takes 1 kB while it is hashed
 _KNOWN_WORDS = 1 << 18  # whose hashes are remembered
 _FOUND = 0.9  # of the pairs that are just similar enough; of nearer ones more
 
 
 def check_threshold(threshold: float) -> None:
-    """UserError for what is no similarity, and where the library is missing."""
+    """UserError unless it is a similarity and the library is installed."""
     if not 0.0 < threshold <= 1.0:
         raise UserError(f"--near-duplicates {threshold}: a Jaccard similarity is above 0 and at most 1, such as 0.8")
     _library()

@@ -1,13 +1,12 @@
 """Who does the work: this process, processes of this machine (`--workers`), or the ranks of an MPI job.
 
 All of them do a stage the same way: each takes the next item that nobody has taken, by making a claim file, so that
-the fast do more and nothing has to be dealt out. The files also tell who was at what when a rank died.
+fast ranks do more and nothing has to be distributed. The files also tell which item a rank was working at when it died.
 """
 
 import atexit
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import signal
@@ -18,13 +17,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from sctd.errors import RunError, UserError
 
 T = TypeVar("T")
 _GLANCE = 5.0  # seconds between looks at whether another rank has failed
-_MARKER = "failed.json"
+_FAILED = "failed"  # a file among the claims: a rank has failed, the others stop
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,33 +45,47 @@ class Rank:
         self.log = log
         self._claims = claims
         self._next_look = 0.0
+        self._at = ""  # the item under way, in words
 
     def work(self, items: Sequence[int], task: Task) -> None:
-        """Do all items that nobody else takes. Raises what the task raises, having told the others."""
+        """Do all items that nobody else takes. Raises what the task raises, and tells the others to stop."""
         for item in items:
             self.look_around()
+            self._at = task.title(item)
             try:
                 if self._claim(item):
                     task(item, self)
             except _Abandoned:
                 raise
-            except OSError as error:
-                file = f" {error.filename}" if error.filename else ""
-                problem = UserError(
-                    f"{task.title(item)}:{file} {error.strerror or error}: mend it, or free space, and start again; "
-                    "what is finished is kept"
-                )
-                self._tell(problem, "")
-                raise problem from error
             except BaseException as error:
-                self._tell(error, task.title(item))
-                raise
+                with contextlib.suppress(OSError):  # the disk may be full
+                    (self._claims / _FAILED).touch()
+                if not isinstance(error, OSError):
+                    raise
+                file = f" {error.filename}" if error.filename else ""
+                raise UserError(
+                    f"{self._at}:{file} {error.strerror or error}: fix that, or free space, and start again; "
+                    "finished work is kept"
+                ) from error
+
+    def outcome(self, items: Sequence[int], task: Task) -> UserError | RunError | None:
+        """`work`, returning the error for the user. What is not the user's fault also gets a stack trace on stderr."""
+        try:
+            self.work(items, task)
+        except _Abandoned:
+            pass
+        except (UserError, RunError) as error:
+            return error
+        except Exception as error:
+            traceback.print_exc()
+            return RunError(f"rank {self.name} failed at {self._at}: {type(error).__name__}: {error}")
+        return None
 
     def look_around(self) -> None:
-        """To be called every now and then: ends the work here where another rank has failed."""
+        """To be called every now and then: ends the work here if another rank has failed."""
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _GLANCE
-            if (self._claims / _MARKER).exists():
+            if (self._claims / _FAILED).exists():
                 raise _Abandoned
 
     def _claim(self, item: int) -> bool:
@@ -83,31 +96,9 @@ class Rank:
         except FileExistsError:
             return False
 
-    def _tell(self, error: BaseException, title: str) -> None:
-        if isinstance(error, UserError):
-            kind, message = "user", str(error)
-        else:
-            kind, message = "run", f"rank {self.name} failed at {title}: {type(error).__name__}: {error}"
-            if isinstance(error, Exception) and not isinstance(error, RunError):
-                traceback.print_exc()
-        # Where the disk is full, MPI or a worker's pipe has to tell.
-        with contextlib.suppress(OSError):
-            hidden = self._claims / f".{_MARKER}.{os.getpid()}"
-            hidden.write_text(json.dumps({"kind": kind, "message": message}), encoding="utf-8")
-            os.replace(hidden, self._claims / _MARKER)
-
 
 class _Abandoned(Exception):
     """Another rank has failed."""
-
-
-def _told(claims: Path) -> Exception | None:
-    """The error that a rank has left word of."""
-    try:
-        told = json.loads((claims / _MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return UserError(told["message"]) if told["kind"] == "user" else RunError(told["message"])
 
 
 def _clear(claims: Path) -> None:
@@ -139,7 +130,7 @@ class Team:
         return function()
 
     def same(self, what: str, value: Mapping[str, str]) -> None:
-        """UserError, on all ranks, where one of them has another value."""
+        """UserError, on all ranks, if one of them has another value."""
 
     def each(self, items: Sequence[int], task: Task, claims: Path) -> None:
         """Do every item once. UserError for bad input that any rank found, RunError for a rank that died."""
@@ -157,45 +148,43 @@ class Workers(Team):
     def each(self, items: Sequence[int], task: Task, claims: Path) -> None:
         _clear(claims)
         context = multiprocessing.get_context("spawn")
-        # What a worker has to say comes through its pipe, so that lines stay whole and `log` may be anything.
-        ends = [context.Pipe(duplex=False) for _ in range(min(self.size, max(1, len(items))))]
-        with one_thread_each():
-            team = [
-                context.Process(target=_worker, args=(number, list(items), task, claims, end, os.getpid()), daemon=True)
-                for number, (_, end) in enumerate(ends)
-            ]
-            for process, (_, end) in zip(team, ends, strict=True):
-                process.start()
-                end.close()
+        workers: dict[Any, tuple[int, Any]] = {}  # by the pipe for a worker's log lines and its error
         try:
-            self._watch(team, [reading for reading, _ in ends], task, claims)
+            for number in range(min(self.size, max(1, len(items)))):
+                reading, writing = context.Pipe(duplex=False)
+                arguments = (number, list(items), task, claims, writing, os.getpid())
+                process = context.Process(target=_worker, args=arguments, daemon=True)
+                process.start()
+                writing.close()
+                workers[reading] = number, process
+            talking = set(workers)
+            while talking:
+                ready: list[Any] = wait(talking)
+                for pipe in ready:
+                    try:
+                        message = pipe.recv()
+                    except EOFError:  # it has ended
+                        talking.discard(pipe)
+                        _check_end(*workers[pipe], task, claims)
+                        continue
+                    if isinstance(message, Exception):
+                        raise message
+                    self.log(message)
         finally:
-            for process in team:
+            for _, process in workers.values():
                 process.kill()
                 process.join()
 
-    def _watch(self, team: Sequence[Any], pipes: Sequence[Any], task: Task, claims: Path) -> None:
-        talking = dict(zip(pipes, range(len(team)), strict=True))
-        while talking:
-            ready = wait(list(talking))
-            for pipe in [pipe for pipe in talking if pipe in ready]:
-                with contextlib.suppress(EOFError):
-                    said = pipe.recv()
-                    if isinstance(said, UserError):
-                        raise said
-                    self.log(said)
-                    continue
-                number = talking.pop(pipe)  # it has ended
-                team[number].join()
-                if team[number].exitcode != 0:
-                    raise _told(claims) or _death(number, team[number].exitcode, task, claims)
 
-
-def _death(number: int, code: int, task: Task, claims: Path) -> RunError:
+def _check_end(number: int, process: Any, task: Task, claims: Path) -> None:
+    """RunError unless a worker has ended well."""
+    process.join()
+    if (code := process.exitcode) == 0:
+        return
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     at = [item for item, name in sorted(left_behind(claims).items()) if name == str(number)]
     where = f" at {task.title(at[-1])}" if at else ""
-    return RunError(f"worker {number} {how}{where}: start again to continue, what is finished is kept")
+    raise RunError(f"worker {number} {how}{where}: start again to continue, finished work is kept")
 
 
 def _worker(number: int, items: list[int], task: Task, claims: Path, pipe: Any, parent: int) -> None:
@@ -204,14 +193,10 @@ def _worker(number: int, items: list[int], task: Task, claims: Path, pipe: Any, 
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    try:
-        Rank(str(number), claims, pipe.send).work(items, task)
-    except _Abandoned:
-        pass
-    except UserError as error:
-        pipe.send(error)
-        sys.exit(1)
-    except BaseException:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker tokenizes on one thread
+    problem = Rank(str(number), claims, pipe.send).outcome(items, task)
+    if problem is not None:
+        pipe.send(problem)
         sys.exit(1)
 
 
@@ -226,7 +211,7 @@ class Mpi(Team):
             from mpi4py import MPI
         except ImportError as error:
             hint = "build mpi4py against the MPI that starts the job: pip install mpi4py"
-            raise UserError(f"started by MPI, but mpi4py cannot be used ({error}): {hint}") from None
+            raise UserError(f"started by MPI, but mpi4py cannot be imported ({error}): {hint}") from None
         self._comm = MPI.COMM_WORLD
         self.size, self.rank = self._comm.Get_size(), self._comm.Get_rank()
         self.name = f"{self.rank} ({socket.gethostname()})"
@@ -235,13 +220,17 @@ class Mpi(Team):
         super().__init__(log)
 
     def _leave(self, finalize: Callable[[], None]) -> None:
-        """Finalizing waits for all ranks. After a failure the first has to end alone: when it has said what happened,
-        the launcher ends the others before each of them says the same."""
+        """Finalizing waits for all ranks. After a failure the first has to end alone: once it has printed the error,
+        the launcher ends the others before each of them prints the same."""
         if not self._failed:
             finalize()
 
+    def _fail(self, error: Exception) -> NoReturn:
+        self._failed = True
+        raise error
+
     def main(self, function: Callable[[], T]) -> T:
-        answer: tuple[Any, BaseException | None] = (None, None)
+        answer: tuple[Any, Exception | None] = (None, None)
         if self.rank == 0:
             try:
                 answer = (function(), None)
@@ -251,51 +240,23 @@ class Mpi(Team):
                     traceback.print_exc()
         value, problem = self._comm.bcast(answer, root=0)
         if problem is not None:
-            self._failed = True
-            raise problem
+            self._fail(problem)
         return value
 
     def same(self, what: str, value: Mapping[str, str]) -> None:
-        everywhere = self._comm.allgather((self.name, dict(value)))
-        _, first = everywhere[0]
-        for name, other in everywhere[1:]:
-            for key in first:
-                if other.get(key) != first[key]:
-                    self._failed = True
-                    raise UserError(
-                        f"rank {name} has {key} {other.get(key)}, rank {everywhere[0][0]} has {first[key]}: "
-                        f"give all ranks the same {what}"
-                    )
+        (first, mine), *others = self._comm.allgather((self.name, dict(value)))
+        for name, other in others:
+            for key in mine:
+                if other.get(key) != mine[key]:
+                    found = f"rank {name} has {key} {other.get(key)}, rank {first} has {mine[key]}"
+                    self._fail(UserError(f"{found}: use the same {what} on all ranks"))
 
     def each(self, items: Sequence[int], task: Task, claims: Path) -> None:
         self.main(lambda: _clear(claims))
-        mine: tuple[str, str] | None = None
-        try:
-            with one_thread_each():
-                Rank(self.name, claims, self.log).work(items, task)
-        except _Abandoned:
-            pass
-        except UserError as error:
-            mine = ("user", str(error))
-        except Exception as error:
-            mine = ("run", f"rank {self.name} failed: {type(error).__name__}: {error}")
-        found = [error for error in self._comm.allgather(mine) if error is not None]
-        if found:
-            self._failed = True
-            kind, message = found[0]
-            raise UserError(message) if kind == "user" else RunError(message)
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Any:
-    """Several ranks on a machine: each tokenizes on one thread, unless the user says otherwise."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each rank tokenizes on one thread
+        problems = self._comm.allgather(Rank(self.name, claims, self.log).outcome(items, task))
+        for problem in filter(None, problems):
+            self._fail(problem)
 
 
 def team(workers: int | None, environ: Mapping[str, str], log: Callable[[str], Any] = print) -> Team:
@@ -307,7 +268,7 @@ def team(workers: int | None, environ: Mapping[str, str], log: Callable[[str], A
     tasks = max(int(environ.get(name) or 1) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
     if tasks > 1:
         if workers is not None:
-            raise UserError("--workers: this is a job of several ranks already, leave it out")
+            raise UserError("--workers: this job has several ranks already, leave it out")
         found = Mpi(log)
         if found.size == 1:
             raise UserError(

@@ -1,6 +1,12 @@
-"""A part of a source, the unit of work, and how documents lie in files."""
+"""A piece of a source, the unit of work; how documents lie in files; and what is wrong with them."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from sctd.errors import UserError
+
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,34 @@ class Piece:
     title: str
 
 
-def titles(name: str, parts: int) -> list[str]:
-    """`name, part 2 of 4`, or the name alone where there is one part."""
-    return [name] if parts == 1 else [f"{name}, part {part + 1} of {parts}" for part in range(parts)]
+def pieces_from(
+    source: int, spec: str, kind: str, title: str, starts: Sequence[int], sizes: Sequence[int]
+) -> list[Piece]:
+    """One piece from each of `starts` to the next, the last to the end; sizes: bytes of text in each."""
+    count = len(starts)
+    titles = [title] if count == 1 else [f"{title}, part {part + 1} of {count}" for part in range(count)]
+    ends = [*starts[1:], None]
+    return [Piece(source, spec, kind, *rest) for rest in zip(starts, ends, sizes, titles, strict=True)]
+
+
+class Faults:
+    """Where readers report what is wrong with the data.
+
+    Args:
+        on_error: stop raises the first fault; skip counts it, and the reader continues after it.
+
+    `counts` has the number of faults of each kind, `examples` the first few as messages.
+    """
+
+    def __init__(self, on_error: str = "stop") -> None:
+        self.on_error = on_error
+        self.counts: Counter[str] = Counter()
+        self.examples: list[str] = []
+
+    def found(self, kind: str, where: str | Callable[[], str], problem: str) -> None:
+        """Report one fault. `where` may be a function, called only for the message: counting lines can take long."""
+        self.counts[kind] += 1
+        if self.on_error == "stop" or len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{where if isinstance(where, str) else where()}: {problem}")
+            if self.on_error == "stop":
+                raise UserError(self.examples[-1])

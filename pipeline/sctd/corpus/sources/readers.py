@@ -7,32 +7,31 @@ decompressed and thrown away.
 
 import gzip
 import io
-import itertools
 import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from sctd.corpus.faults import Faults, one_line
-from sctd.corpus.sources.pieces import Form, Piece, titles
-from sctd.errors import UserError
+from sctd.corpus.sources.pieces import Faults, Form, Piece, pieces_from
+from sctd.errors import UserError, one_line
 
 ENDINGS = (".txt", ".jsonl", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".xz", ".zst")
+EMPTY = "is empty; remove it, or fetch it again"
 MAX_TEXT_FILE_DOCUMENT = 1 << 20  # characters; a .txt without blank lines must not become one document of many GB
 _BLOCK = 1 << 20
 _PROBE = 4 << 20  # bytes of text that tell how far a file is compressed
-_BROKEN = (EOFError, lzma.LZMAError, zlib.error, OSError)
+BROKEN = (EOFError, lzma.LZMAError, zlib.error, OSError)
 
 Stream = IO[bytes] | io.BufferedIOBase
 
 
 def ending_of(path: Path) -> str:
-    """The ending that tells the form, without that of the compression. UserError for one that is not known."""
+    """The ending that tells the form, without that of the compression. UserError for an unknown one."""
     ending = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     if ending not in ENDINGS:
         raise UserError(
@@ -46,12 +45,8 @@ def plan_text(source: int, path: Path, form: Form, piece_bytes: int) -> list[Pie
     size = _text_bytes(path)
     whole = ending_of(path) == ".txt" and form.txt == "file"
     parts = 1 if whole else max(1, round(size / piece_bytes))
-    borders = [size * part // parts for part in range(parts)]
-    ranges = itertools.zip_longest(borders, borders[1:])
-    return [
-        Piece(source, str(path), "text", start, end, size // parts, title)
-        for (start, end), title in zip(ranges, titles(path.name, parts), strict=True)
-    ]
+    starts = [size * part // parts for part in range(parts)]
+    return pieces_from(source, str(path), "text", path.name, starts, [size // parts] * parts)
 
 
 def _text_bytes(path: Path) -> int:
@@ -60,40 +55,23 @@ def _text_bytes(path: Path) -> int:
     if path.suffix not in COMPRESSIONS or size == 0:
         return size
     try:
-        with path.open("rb") as raw:
-            counting = _Counting(raw)
-            text = len(open_text(path, counting).read(_PROBE))
-    except _BROKEN:
+        with path.open("rb", buffering=0) as raw:
+            stream = open_text(path, raw)
+            text, taken = len(stream.read(_PROBE)), min(size, raw.tell())
+    except BROKEN:
         return size  # the reader will say what is wrong with it
-    return size if not text else max(1, int(size * text / max(1, min(size, counting.taken))))
-
-
-class _Counting(io.RawIOBase):
-    """A file that counts what is read of it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.taken = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        found = self._file.read(len(buffer))
-        buffer[: len(found)] = found
-        self.taken += len(found)
-        return len(found)
+    return size if not text else max(1, int(size * text / max(1, taken)))
 
 
 def open_text(path: Path, raw: Any = None) -> Stream:
     """The decompressed bytes of a file, or of `raw` in its place."""
-    compression = path.suffix if path.suffix in COMPRESSIONS else ""
-    if compression and path.stat().st_size == 0:
+    if path.suffix in COMPRESSIONS and path.stat().st_size == 0:
         raise EOFError("no bytes")  # gzip and zstd would read it as an empty text
-    if compression == ".gz":
+    if path.suffix == ".gz":
         return gzip.open(raw or path, "rb")
-    if compression == ".xz":
+    if path.suffix == ".xz":
         return lzma.open(raw or path, "rb")
-    if compression == ".zst":
+    if path.suffix == ".zst":
         return _open_zstd(path, raw)
     return path.open("rb", buffering=_BLOCK)
 
@@ -115,7 +93,7 @@ def read_text(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     """Documents of a range of a file."""
     path = Path(piece.spec)
     if path.stat().st_size == 0:
-        faults.found("empty", partial(_empty, path))
+        faults.found("empty", str(path), EMPTY)
         return
     lines = _Lines(path, piece, faults)
     if ending_of(path) == ".jsonl":
@@ -128,12 +106,8 @@ def read_text(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
         yield from _text_documents(lines, piece)
 
 
-def _empty(path: Path) -> str:
-    return f"{path}: is empty; remove it, or fetch it again"
-
-
 class _Lines:
-    """(offset, line with its end) from A on, without an end: who asks knows where to stop."""
+    """(offset, line with its end) from A on, without an end: the caller knows where to stop."""
 
     def __init__(self, path: Path, piece: Piece, faults: Faults) -> None:
         self.path, self._faults = path, faults
@@ -155,22 +129,19 @@ class _Lines:
                     yield offset, raw
                     offset += len(raw)
                 if offset == 0:
-                    self._faults.found("empty", partial(_empty, self.path))
-        except _BROKEN as error:
-            # Of a file that breaks off before this piece begins, the piece that holds the break counts it.
-            if begun or self._faults.on_error == "stop":
-                self._broken(error)
-
-    def _broken(self, error: BaseException) -> None:
-        if isinstance(error, OSError) and error.errno:
-            self._faults.found("unreadable", lambda: f"{self.path}: cannot be read ({error.strerror})")
-            return
-        place = f"line {self._number}" if self._number else "its beginning"
-        problem = f"compressed file is truncated or damaged after {place} ({one_line(error)}); fetch it again"
-        self._faults.found("truncated", lambda: f"{self.path}: {problem}")
+                    self._faults.found("empty", str(self.path), EMPTY)
+        except BROKEN as error:
+            if not begun and self._faults.on_error == "skip":
+                return  # the file breaks off before this piece begins: the piece that holds the break counts it
+            if isinstance(error, OSError) and error.errno:
+                self._faults.found("unreadable", str(self.path), f"cannot be read ({error.strerror})")
+                return
+            place = f"line {self._number}" if self._number else "its beginning"
+            problem = f"compressed file is truncated or damaged after {place} ({one_line(error)}); fetch it again"
+            self._faults.found("truncated", str(self.path), problem)
 
     def decoded(self, offset: int, raw: bytes) -> str | None:
-        """The text of a line, or None where it is no UTF-8 and faults are passed over."""
+        """The text of a line, or None where it is not UTF-8 and faults are skipped."""
         try:
             # Only a file's beginning can hold a byte order mark.
             return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
@@ -179,10 +150,8 @@ class _Lines:
             behind = raw[start:-1].count(b"\n")  # lines, where `raw` is more than one
             self._faults.found(
                 "undecodable",
-                lambda: (
-                    f"{self.path}, line {self._number - behind}, byte {offset + start}: byte 0x{raw[start]:02x} "
-                    "is not valid UTF-8; convert the file to UTF-8"
-                ),
+                lambda: f"{self.path}, line {self._number - behind}, byte {offset + start}",
+                f"byte 0x{raw[start]:02x} is not valid UTF-8; convert the file to UTF-8",
             )
             return None
 
@@ -198,7 +167,7 @@ class _Lines:
     def _before(self) -> int:
         """Lines before A. Reads the file from its beginning, as far as it can be read."""
         count, left = 0, self._first
-        with suppress(*_BROKEN), open_text(self.path) as stream:
+        with suppress(*BROKEN), open_text(self.path) as stream:
             while left > 0 and (block := stream.read(min(_BLOCK, left))):
                 count += block.count(b"\n")
                 left -= len(block)
@@ -221,16 +190,12 @@ def _json_documents(lines: _Lines, field: str, faults: Faults) -> Iterator[str]:
             continue
         try:
             record = json.loads(text)
-        except (json.JSONDecodeError, RecursionError, ValueError) as error:
-            faults.found("json", partial(_not_json, lines, one_line(error)))
+        except (RecursionError, ValueError) as error:
+            problem = f"not valid JSON ({one_line(error)}); a .jsonl file has one JSON object a line"
+            faults.found("json", lines.where, problem)
             continue
-        found = text_of(record, field, lines.where, faults)
-        if found is not None:
+        if (found := text_of(record, field, lines.where, faults)) is not None:
             yield found
-
-
-def _not_json(lines: _Lines, problem: str) -> str:
-    return f"{lines.where()}: not valid JSON ({problem}); a .jsonl file has one JSON object a line"
 
 
 def _text_documents(lines: _Lines, piece: Piece) -> Iterator[str]:
@@ -263,8 +228,8 @@ def _text_documents(lines: _Lines, piece: Piece) -> Iterator[str]:
         yield "\n".join(document)
 
 
-def text_of(record: object, field: str, where: Callable[[], str], faults: Faults) -> str | None:
-    """The text of a record, or None where it has none and faults are passed over."""
+def text_of(record: object, field: str, where: str | Callable[[], str], faults: Faults) -> str | None:
+    """The text of a record, or None where it has none and faults are skipped."""
     if not isinstance(record, dict):
         kind, problem = "record", f"expected a JSON object with the key {field!r}, found {type(record).__name__}"
     elif field not in record:
@@ -278,5 +243,5 @@ def text_of(record: object, field: str, where: Callable[[], str], faults: Faults
         except UnicodeEncodeError as error:
             kind, found = "undecodable", "half of a surrogate pair, or a byte that is not valid UTF-8,"
             problem = f"{field!r} holds {found} at character {error.start}; fix or remove this entry"
-    faults.found(kind, lambda: f"{where()}: {problem}")
+    faults.found(kind, where, problem)
     return None

@@ -18,17 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sctd.corpus.faults import Faults, one_line
 from sctd.corpus.sources.embedded import embedded_documents
-from sctd.corpus.sources.pieces import Form, Piece
+from sctd.corpus.sources.hub import plan_hub, read_hub
+from sctd.corpus.sources.pieces import Faults, Form, Piece, pieces_from
 from sctd.corpus.sources.readers import ending_of, plan_text, read_text
-from sctd.corpus.sources.tables import plan_table, read_table
 from sctd.errors import UserError
-
-__all__ = [
-    "Faults", "Form", "Piece", "Source", "embedded_documents", "fingerprint", "one_line", "parse_sources",
-    "plan_pieces", "read_documents", "read_piece",
-]  # fmt: skip
 
 EMBEDDED = "embedded"
 HUB = "hf:"
@@ -101,14 +95,14 @@ def plan_pieces(sources: Sequence[Source], form: Form, piece_bytes: int) -> list
     pieces: list[Piece] = []
     for number, source in enumerate(sources):
         if source.spec == EMBEDDED:
-            pieces.append(Piece(number, EMBEDDED, EMBEDDED, 0, None, _EMBEDDED_BYTES, "the embedded corpus"))
+            pieces += pieces_from(number, EMBEDDED, EMBEDDED, "the embedded corpus", [0], [_EMBEDDED_BYTES])
         elif source.spec.startswith(HUB):
-            from sctd.corpus.sources.hub import plan_hub
-
             pieces += plan_hub(number, source.spec)
         else:
             for path in source_files(source.spec):
-                plan = plan_table if ending_of(path) in (".parquet", ".arrow") else plan_text
+                plan = plan_text
+                if ending_of(path) in (".parquet", ".arrow"):
+                    from sctd.corpus.sources.tables import plan_table as plan
                 pieces += plan(number, path, form, piece_bytes)
     return pieces
 
@@ -117,12 +111,14 @@ def read_piece(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     """The documents of a piece that are not blank, in their order."""
     if piece.kind == EMBEDDED:
         documents = embedded_documents()
+    elif piece.kind == "text":
+        documents = read_text(piece, form, faults)
     elif piece.kind == "hub":
-        from sctd.corpus.sources.hub import read_hub
-
         documents = read_hub(piece, form, faults)
     else:
-        documents = (read_text if piece.kind == "text" else read_table)(piece, form, faults)
+        from sctd.corpus.sources.tables import read_table
+
+        documents = read_table(piece, form, faults)
     return (document for document in documents if document.strip())
 
 
@@ -146,7 +142,7 @@ def source_files(spec: str) -> list[Path]:
     for path in paths:
         ending_of(path)
         if not path.is_file():
-            raise UserError(f"{path}: is a broken link, or no regular file; mend or remove it")
+            raise UserError(f"{path}: is a broken link or not a regular file; repair or remove it")
         if str(path) != os.fsencode(path).decode("utf-8", "replace"):
             raise UserError(f"{ascii(str(path))}: the name of the file is not UTF-8; rename it")
     return paths

@@ -1,84 +1,70 @@
 """Columns of Parquet and Arrow files. A compressed table is unpacked into a temporary file and is one piece."""
 
 import errno
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sctd.corpus.faults import Faults, one_line
-from sctd.corpus.sources.pieces import Form, Piece, titles
-from sctd.corpus.sources.readers import COMPRESSIONS, ending_of, open_text, text_of
+import pyarrow
+import pyarrow.parquet
+
+from sctd.corpus.sources.pieces import Faults, Form, Piece, pieces_from
+from sctd.corpus.sources.readers import BROKEN, COMPRESSIONS, EMPTY, ending_of, open_text, text_of
+from sctd.errors import one_line
 
 _BATCH_ROWS = 1024
 _ARROW_MAGIC = b"ARROW1"
+_UNREADABLE = (pyarrow.ArrowException, UnicodeDecodeError, *BROKEN)
 
 
 def plan_table(source: int, path: Path, form: Form, piece_bytes: int) -> list[Piece]:
     """Runs of row groups or record batches of about `piece_bytes`. A table that cannot be opened is one piece: its
-    reader tells what is wrong."""
+    reader says what is wrong."""
     kind = ending_of(path)[1:]
-    size = path.stat().st_size
-    if path.suffix in COMPRESSIONS or size == 0:
-        return [Piece(source, str(path), kind, 0, None, size, path.name)]
-    try:
-        sizes = _group_bytes(path, form.field) if kind == "parquet" else _batch_bytes(path, form.field)
-    except _errors():
-        return [Piece(source, str(path), kind, 0, None, size, path.name)]
-    borders, run = [0], 0
-    for number, group in enumerate(sizes):
-        if run and run + group > piece_bytes:
-            borders.append(number)
+    sizes = [path.stat().st_size]
+    if path.suffix not in COMPRESSIONS and sizes[0]:
+        with suppress(*_UNREADABLE):
+            sizes = _group_bytes(path, form.field) if kind == "parquet" else _batch_bytes(path, form.field)
+    starts, run = [0], 0
+    for number, size in enumerate(sizes):
+        if run and run + size > piece_bytes:
+            starts.append(number)
             run = 0
-        run += group
-    ends = [*borders[1:], None]
-    return [
-        Piece(source, str(path), kind, start, end, sum(sizes[start:end]), title)
-        for start, end, title in zip(borders, ends, titles(path.name, len(borders)), strict=True)
-    ]
+        run += size
+    runs = [sum(sizes[start:end]) for start, end in itertools.zip_longest(starts, starts[1:])]
+    return pieces_from(source, str(path), kind, path.name, starts, runs)
 
 
 def read_table(piece: Piece, form: Form, faults: Faults) -> Iterator[str]:
     """The field of the rows of some row groups or record batches."""
     path = Path(piece.spec)
     if path.stat().st_size == 0:
-        faults.found("empty", lambda: f"{path}: is empty; remove it, or fetch it again")
+        faults.found("empty", str(path), EMPTY)
         return
-    name = piece.kind.capitalize()
     row = 0
     try:
         with _unpacked(path) as plain:
-            for first, column in (_parquet if piece.kind == "parquet" else _arrow)(plain, path, piece, form.field):
-                row = first
-                for text in column:
+            for row, texts in (_parquet if piece.kind == "parquet" else _arrow)(plain, piece, form.field):
+                for text in texts:
                     row += 1
-                    found = text_of({form.field: text}, form.field, partial("{}, row {}".format, path, row), faults)
+                    found = text_of({form.field: text}, form.field, f"{path}, row {row}", faults)
                     if found is not None:
                         yield found
-    except _Column as error:
-        missing = str(error)
-        faults.found("field", lambda: missing)
-    except _errors() as error:
+    except _MissingColumn as error:
+        faults.found("field", str(path), f"no column {form.field!r}; its columns are {error}")
+    except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise  # of the temporary file: no fault of the data
-        problem = f"{path}: cannot be read as {name} after row {row} ({one_line(error)}); fetch it again"
-        faults.found("unreadable", lambda: problem)
+        problem = f"cannot be read as {piece.kind.capitalize()} after row {row} ({one_line(error)}); fetch it again"
+        faults.found("unreadable", str(path), problem)
 
 
-class _Column(ValueError):
-    pass
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    import lzma
-    import zlib
-
-    import pyarrow
-
-    return (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
+class _MissingColumn(Exception):
+    """A table without the field; the message lists its columns."""
 
 
 @contextmanager
@@ -93,12 +79,10 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _parquet(plain: Path, path: Path, piece: Piece, field: str) -> Iterator[tuple[int, list[Any]]]:
+def _parquet(plain: Path, piece: Piece, field: str) -> Iterator[tuple[int, list[Any]]]:
     """(rows before, texts) of each batch."""
-    import pyarrow.parquet
-
     with pyarrow.parquet.ParquetFile(plain) as file:
-        _check_column(path, field, file.schema_arrow.names)
+        _check_column(field, file.schema_arrow.names)
         groups = range(file.num_row_groups)[piece.start : piece.end]
         row = sum(file.metadata.row_group(number).num_rows for number in range(piece.start))
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups), columns=[field]):
@@ -107,8 +91,6 @@ def _parquet(plain: Path, path: Path, piece: Piece, field: str) -> Iterator[tupl
 
 
 def _group_bytes(path: Path, field: str) -> list[int]:
-    import pyarrow.parquet
-
     with pyarrow.parquet.ParquetFile(path) as file:
         columns = range(file.metadata.num_columns)
         place = next((n for n in columns if file.metadata.schema.column(n).path == field), None)
@@ -118,13 +100,12 @@ def _group_bytes(path: Path, field: str) -> list[int]:
         return [group.column(place).total_uncompressed_size for group in groups]
 
 
-def _arrow(plain: Path, path: Path, piece: Piece, field: str) -> Iterator[tuple[int, list[Any]]]:
+def _arrow(plain: Path, piece: Piece, field: str) -> Iterator[tuple[int, list[Any]]]:
+    """(rows before, texts) of each stretch of a batch."""
     row = 0
     with _batches(plain) as (names, batches):
-        _check_column(path, field, names)
-        for number, batch in enumerate(batches):
-            if piece.end is not None and number >= piece.end:
-                return
+        _check_column(field, names)
+        for number, batch in enumerate(itertools.islice(batches, piece.end)):
             if number >= piece.start:
                 column = batch.column(names.index(field))
                 for start in range(0, len(column), _BATCH_ROWS):
@@ -141,8 +122,6 @@ def _batch_bytes(path: Path, field: str) -> list[int]:
 @contextmanager
 def _batches(path: Path) -> Iterator[tuple[list[str], Iterator[Any]]]:
     """Names of the columns and the record batches of an Arrow file, or of the stream that `datasets` stores."""
-    import pyarrow
-
     with pyarrow.memory_map(str(path)) as source:
         is_file = source.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
         source.seek(0)
@@ -155,9 +134,7 @@ def _batches(path: Path) -> Iterator[tuple[list[str], Iterator[Any]]]:
 
 
 def _texts(column: Any) -> list[Any]:
-    """The values of a column; what is no UTF-8 in them becomes halves of surrogate pairs, which are refused later."""
-    import pyarrow
-
+    """The values of a column; bytes that are not UTF-8 become halves of surrogate pairs, which are refused later."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -166,6 +143,6 @@ def _texts(column: Any) -> list[Any]:
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
-def _check_column(path: Path, field: str, columns: list[str]) -> None:
+def _check_column(field: str, columns: list[str]) -> None:
     if field not in columns:
-        raise _Column(f"{path}: no column {field!r}; its columns are {', '.join(columns)}")
+        raise _MissingColumn(", ".join(columns))
