@@ -17,15 +17,16 @@ from sctd.cli import main
 from sctd.config import load_config
 from sctd.corpus.manifest import read_manifest
 from sctd.errors import RunError, UserError
-from sctd.evaluate.ablate.ablate import Machine, Scoring, _failure, ablate
-from sctd.evaluate.ablate.ablations import ABLATIONS, Row, read_ablation
-from sctd.evaluate.ablate.table import Line, as_csv, as_markdown, as_text
+from sctd.evaluate.ablate.ablate import Machine, _failure, ablate
+from sctd.evaluate.ablate.ablations import ABLATIONS, Line, Variant, read_ablation, table_of, write_tables
+from sctd.evaluate.finetune.finetune import Options
 from sctd.evaluate.results import Score
+from sctd.present.table import as_text
 from sctd.train.keep.attempts import read_attempts
 from support import environment, records, until
 
 SMALL = ("model.layers=2", "train.batch_size=2", "train.micro_batch_size=1", "train.valid_rows=2", "train.steps=40")
-HERE, NOTHING = Machine(1, None, 0, "24:00:00"), Scoring((), None, 5)
+HERE, NOTHING = Machine(1, None, 0, "24:00:00"), Options((), None, 5)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_a_dry_run_writes_what_would_run(
     monkeypatch.chdir(corpus.parent)  # so that recipe and corpus are relative paths
     out = tmp_path / "out"
     overrides = ["data.corpus=packed", "optimizer.lr=3e-4", "run.seed=7"]
-    assert ablate(kind, recipe.name, overrides, out, Machine(2, None, 8, "1"), Scoring(("rte",), None, 3), True) == 0
+    assert ablate(kind, recipe.name, overrides, out, Machine(2, None, 8, "1"), Options(("rte",), None, 3), True) == 0
     said = capsys.readouterr().out
     found = json.loads((out / "ablation.json").read_text(encoding="utf-8"))
     assert found == read_ablation(out) and found["kind"] == kind and found["recipe"] == recipe.name
@@ -113,9 +114,9 @@ def test_a_dry_run_of_jobs_writes_their_scripts(recipe: Path, tmp_path: Path, ca
         ("lambda", {"machine": Machine(1, 0, 8, "1")}, "--nodes is 0"),
         ("lambda", {"machine": Machine(2, 1, 8, "1")}, "give one of them"),
         ("lambda", {"machine": Machine(1, 1, -1, "1")}, "--gpus-per-node is -1"),
-        ("lambda", {"scoring": Scoring((), None, 0)}, "--seeds is 0"),
-        ("lambda", {"scoring": Scoring(("rta",), None, 1)}, "did you mean 'rte'"),
-        ("lambda", {"scoring": Scoring(("rte",), Path("/nowhere"), 1)}, "/nowhere"),
+        ("lambda", {"scoring": Options((), None, 0)}, "--seeds is 0"),
+        ("lambda", {"scoring": Options(("rta",), None, 1)}, "did you mean 'rte'"),
+        ("lambda", {"scoring": Options(("rte",), Path("/nowhere"), 1)}, "/nowhere"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_is_written(
@@ -131,9 +132,9 @@ def test_folders_that_hold_something_else_are_refused(recipe: Path, tmp_path: Pa
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["ablate", "lambda", str(recipe), "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "holds something that is no ablation" in said and said.count("\n") == 1
+    assert "holds something other than an ablation" in said and said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match="holds something that is no ablation"):
+    with pytest.raises(UserError, match="holds something other than an ablation"):
         ablate("lambda", str(recipe), [], tmp_path / "notes.txt", HERE, NOTHING, True)
     out = tmp_path / "out"
     ablate("lambda", str(recipe), [], out, HERE, NOTHING, True)
@@ -204,7 +205,7 @@ def test_called_again_it_trains_nothing_and_adds_scores(
     ablation: Path, recipe: Path, task: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {row.run: len(read_attempts(ablation / row.run)) for row in ABLATIONS["selection"].rows}
-    code = ablate("selection", str(recipe), SMALL, ablation, HERE, Scoring((str(task),), None, 2), False)
+    code = ablate("selection", str(recipe), SMALL, ablation, HERE, Options((str(task),), None, 2), False)
     said = capsys.readouterr().out
     assert code == 0 and before == {run: len(read_attempts(ablation / run)) for run in before}
     rows = list(csv.DictReader(io.StringIO((ablation / "ablation.csv").read_text(encoding="utf-8"))))
@@ -255,22 +256,24 @@ def test_failures_of_the_machine_are_told_apart_from_bad_input(tmp_path: Path) -
     assert "yesterday" in str(_failure("F = 5", 74, log, 0))
 
 
-def test_tables_show_what_is_there() -> None:
+def test_tables_show_what_is_there(tmp_path: Path) -> None:
     """A finished baseline with two tasks, a finished run with one, and one that still trains."""
     rte = Score("rte", "accuracy", {1: 0.6, 2: 0.7}, {}, {}, "glue")
     mrpc = Score("mrpc", "accuracy", {1: 0.8}, {"f1": {1: 0.9}}, {}, "glue")
     lines = [
-        Line(Row("baseline", "baseline", "baseline", ()), 10, 10, 2.0, 4.93, 8e9, 8e9, {"rte": rte, "mrpc": mrpc}),
-        Line(Row("F = 5", 5, "f5", ()), 10, 10, 1.9, 4.69, 6e9, 8e9, {"rte": rte}),
-        Line(Row("F = 50", 50, "f50", ()), 3, 10),
+        Line(Variant("baseline", "baseline", "baseline", ()), 10, 10, 2.0, 4.93, 8e9, 8e9, {"rte": rte, "mrpc": mrpc}),
+        Line(Variant("F = 5", 5, "f5", ()), 10, 10, 1.9, 4.69, 6e9, 8e9, {"rte": rte}),
+        Line(Variant("F = 50", 50, "f50", ()), 3, 10),
     ]
-    head, *rows = as_text(lines).splitlines()
+    head, *rows = as_text(table_of(lines)).splitlines()
     assert head.split("  ")[0] == "run" and head.split()[-3:] == ["mean", "rte", "mrpc"]
     assert rows[0].split()[1:] == ["10", "2.0000", "4.93", "0.0%", "0.0%", "75.00", "65.00", "+-", "7.07", "80.00"]
     assert rows[1].split()[3:] == ["10", "1.9000", "4.69", "-4.9%", "-25.0%", "-", "65.00", "+-", "7.07", "-"]
     assert rows[2].split()[3:] == ["3", "of", "10", "-", "-", "-", "-", "-", "-", "-"]
-    assert "| F = 5 | 10 | 1.9000 | 4.69 | -4.9% | -25.0% | - | 65.00 +- 7.07 | - |" in as_markdown(lines, "T", "r")
-    table = list(csv.DictReader(io.StringIO(as_csv(lines))))
+    write_tables(tmp_path, lines, "T", "r")
+    page = (tmp_path / "ablation.md").read_text(encoding="utf-8")
+    assert "| F = 5 | 10 | 1.9000 | 4.69 | -4.9% | -25.0% | - | 65.00 +- 7.07 | - |" in page
+    table = list(csv.DictReader(io.StringIO((tmp_path / "ablation.csv").read_text())))
     assert float(table[0]["mean"]) == pytest.approx((0.65 + 0.85) / 2) and table[0]["mrpc_deviation"] == ""
     assert float(table[1]["clock_saved"]) == pytest.approx(1 - 4.69 / 4.93) and table[1]["mean"] == ""
     assert (table[2]["step"], table[2]["goal"], table[2]["hours"], table[2]["rte"]) == ("3", "10", "", "")

@@ -15,10 +15,9 @@ from transformers import AutoModelForMaskedLM
 from sctd.cli import main
 from sctd.config import Config
 from sctd.corpus.manifest import read_manifest
-from sctd.evaluate.analyse.drift import SentenceEncoder, _similarity
-from sctd.evaluate.analyse.pictures import draw_drift, similarity_gaps
-from sctd.evaluate.analyse.reconstruct import Reconstructor, Sentences, _spans, sample_sentences
+from sctd.evaluate.analyse.drift import Reconstructor, SentenceEncoder, Sentences, _similarity, _spans, sample_sentences
 from sctd.evaluate.encoder import open_encoder
+from sctd.present.pictures import draw_drift, similarity_gaps
 from sctd.train.keep.export import read_run
 from support import records, train
 
@@ -172,7 +171,7 @@ def test_each_checkpoint_is_measured_once(
     assert drift(capsys, runs["baseline"], "--sentences", "16").count("0.1250") == 2
     assert json.loads(path.read_text())["points"][2] == found["baseline"]["points"][2]
     assert main(["drift", "--encoder", PACKAGE, str(runs["baseline"]), "--sentences", "8"]) == 2
-    assert "drift.json was measured otherwise (sentences 16, now 8" in capsys.readouterr().err
+    assert "drift.json was measured with other settings (sentences 16, now 8" in capsys.readouterr().err
     marked["points"][0]["checkpoint"] = "of another attempt"
     path.write_text(json.dumps(marked))
     assert drift(capsys, runs["baseline"], "--sentences", "16").count("0.1250") == 1

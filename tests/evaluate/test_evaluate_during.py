@@ -12,13 +12,18 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sctd.cli import main
+from sctd.corpus.manifest import load_corpus_tokenizer, read_manifest
 from sctd.evaluate.analyse.probe import layer_accuracies, read_task
-from sctd.evaluate.encoder import open_encoder
-from sctd.evaluate.finetune.material import read_material
+from sctd.evaluate.encoder import Encoder, from_memory, load_tokenizer, load_weights, open_encoder
+from sctd.evaluate.finetune.task_data import read_task_data
 from sctd.evaluate.finetune.training import Setting, fit
 from sctd.evaluate.tasks.task import load_task
+from sctd.files import read_json
+from sctd.objective.build import bert_shape
+from sctd.train.keep.checkpoint import checkpoints, read_weights
+from sctd.train.keep.export import read_run
 from sctd.train.loop.evaluation import _scores
-from support import assert_same_run, environment, launcher, records, train, until
+from support import assert_same_run, environment, launcher, records, sctd, train, until
 from tiny_bert import write_order
 
 STEPS = ("train.steps=8", "train.save_every=4")
@@ -55,14 +60,56 @@ def test_scores_are_in_the_records_and_on_the_board(watched: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["watched", "modern"])
-def test_scores_are_those_of_the_checkpoint(run: str, task: Path, own: Path, request: pytest.FixtureRequest) -> None:
+def test_scores_are_those_of_the_checkpoint(
+    run: str, task: Path, own: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As the command line measures its export, in a process of its own: the same to the last digit."""
     run_dir = request.getfixturevalue(run)
-    encoder, last = open_encoder(str(run_dir)), records(run_dir)[-1]
-    found = layer_accuracies(encoder, read_task(str(task), None), "mean")
-    assert last["eval/probe_order"] == pytest.approx(found[-1]["accuracy"], abs=0.011)
-    assert last["eval/probe_order_best"] == pytest.approx(max(layer["accuracy"] for layer in found), abs=0.011)
-    tuned = fit(encoder, read_material(load_task(str(own)), None, encoder).data(None, 1), Setting(1e-3, 32, 12, 1))
-    assert last["eval/when"] == pytest.approx(tuned.curve[-1]["accuracy"], abs=0.026)
+    last, common = records(run_dir)[-1], ("--task", own, "--lr", 1e-3, "--batch-size", 32, "--steps", 12)
+    for call in (("probe", run_dir, "--task", task), ("finetune", run_dir, *common, "--seeds", 1)):
+        done = sctd(*call, "--out", tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    accuracies = [layer["accuracy"] for layer in read_json(tmp_path / "probe" / "order.json")["layers"]]
+    assert last["eval/probe_order"] == accuracies[-1] and last["eval/probe_order_best"] == max(accuracies)
+    (tuned,) = tmp_path.glob("finetune/when/*/result.json")
+    assert last["eval/when"] == read_json(tuned)["scores"]["last"]["accuracy"]
+
+
+def of_checkpoint(run_dir: Path) -> Encoder:
+    """Its newest weights, in memory as a run that trains has them."""
+    manifest = read_manifest(run_dir / "corpus")
+    weights = read_weights(checkpoints(run_dir)[0])
+    state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
+    tokenizer = load_corpus_tokenizer(run_dir / "corpus", manifest)
+    return from_memory(state, bert_shape(read_run(run_dir), manifest), tokenizer)
+
+
+@pytest.mark.parametrize("run", ["watched", "modern"])
+def test_weights_in_memory_are_the_export_bit_for_bit(
+    run: str, task: Path, own: Path, request: pytest.FixtureRequest
+) -> None:
+    run_dir = request.getfixturevalue(run)
+    memory, export = of_checkpoint(run_dir), open_encoder(str(run_dir))
+    models = [load_weights(each, "AutoModelForMaskedLM") for each in (memory, export)]
+    (ours, theirs), written = (model.state_dict() for model in models), {"_name_or_path", "transformers_version"}
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+    ours, theirs = ({k: v for k, v in model.config.to_dict().items() if k not in written} for model in models)
+    assert ours == theirs
+    texts = ["The list of values.", "[MASK] is Ünïcode 3", "a " * 200, ""]
+    tokenizers = [load_tokenizer(each) for each in (memory, export)]
+    ids = [dict(each(texts, texts[::-1], truncation=True, max_length=40)) for each in tokenizers]
+    assert ids[0]["input_ids"] == ids[1]["input_ids"]
+    assert all(ids[0][name] == ids[1][name] for name in ids[0].keys() & ids[1].keys())
+    assert tokenizers[0].model_max_length == tokenizers[1].model_max_length
+    assert tokenizers[0].pad_token_id == tokenizers[1].pad_token_id
+    probe = read_task(str(task), None)
+    assert layer_accuracies(memory, probe, "mean") == layer_accuracies(export, probe, "mean")
+    outcomes = [
+        fit(read_task_data(load_task(str(own)), None, each), Setting(1e-3, 32, 12, 1))
+        for each in (memory, export, memory)
+    ]
+    assert outcomes[0].curve == outcomes[1].curve == outcomes[2].curve  # a fine-tuning leaves the weights as they are
+    assert outcomes[0].predictions == outcomes[1].predictions
 
 
 def test_the_clock_stands_still(watched: Path) -> None:
@@ -71,26 +118,58 @@ def test_the_clock_stands_still(watched: Path) -> None:
     assert events[5].value - events[3].value < 0.5 * (events[5].wall_time - events[3].wall_time)
 
 
+WATCHED = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+import sctd.evaluate.during as during
+from sctd.cli import main
+from sctd.corpus.manifest import load_corpus_tokenizer, read_manifest
+from sctd.model.convert import to_hf_state
+
+build = during.build_evaluator
+
+
+def build_watched(config):
+    measure = build(config)
+
+    def evaluate(state, shape, tokenizer, check):
+        save_file(to_hf_state(state, shape), "measured.tmp")
+        Path("measured.tmp").rename("measured.safetensors")
+        return measure(state, shape, tokenizer, check)
+
+    return evaluate
+
+
+during.build_evaluator = build_watched
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_a_signal_ends_the_evaluation_and_saves(recipe: Path, plain: Path, task: Path, tmp_path: Path) -> None:
     """To rank 1 of 2, while rank 0 measures the weights of both; then the run goes on under another ZeRO stage."""
-    large, run_dir, scratch = write_order(tmp_path / "large.txt", 60_000), tmp_path / "run", tmp_path / "scratch"
-    scratch.mkdir()
+    large, run_dir, script = write_order(tmp_path / "large.txt", 60_000), tmp_path / "run", tmp_path / "watched.py"
+    script.write_text(WATCHED, encoding="utf-8")  # `sctd` that writes what it measures
     arguments = [f"run.dir={run_dir}", *STEPS, "evaluation.every=2", f"evaluation.probes=[{large}]"]
+    *launch, _ = launcher("torchrun", 2)  # without -m
     process = subprocess.Popen(
-        [*launcher("torchrun", 2), "sctd", "pretrain", str(recipe), *arguments],
-        env=environment() | {"TMPDIR": str(scratch)},
+        [*launch, str(script), "pretrain", str(recipe), *arguments],
+        cwd=tmp_path,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    folder = until(lambda: process.poll() is not None or _written(scratch), "evaluation", 120)
-    assert isinstance(folder, Path), process.communicate()[0]
-    measured = load_file(folder / "model.safetensors")
+    path = tmp_path / "measured.safetensors"
+    until(lambda: process.poll() is not None or path.exists(), "evaluation", 120)
+    assert path.exists(), process.communicate()[0]
+    measured = load_file(path)
     rank_1 = next(pid for pid in _children(process.pid) if _rank(pid) == "1")
     os.kill(rank_1, signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert "evaluation left: the job is asked to stop" in said and "saved: continue with --resume" in said, said
-    assert [record["step"] for record in records(run_dir)] == [1, 2] and not list(scratch.glob("sctd-*"))
+    assert [record["step"] for record in records(run_dir)] == [1, 2]
     saved = load_file(Path(open_encoder(str(run_dir)).source) / "model.safetensors")
     assert measured.keys() == saved.keys() and all(measured[name].equal(saved[name]) for name in saved)
 
@@ -100,11 +179,6 @@ def test_a_signal_ends_the_evaluation_and_saves(recipe: Path, plain: Path, task:
     assert last["ledger"] == records(plain)[-1]["ledger"]
     found = layer_accuracies(open_encoder(str(run_dir)), read_task(str(task), None), "mean")
     assert last["eval/probe_order"] == pytest.approx(found[-1]["accuracy"], abs=0.011)
-
-
-def _written(scratch: Path) -> Path | None:
-    """The folder that is measured, once all of it is there; the tokenizer's configuration comes last."""
-    return next((file.parent for file in scratch.glob("sctd-*/tokenizer_config.json") if file.stat().st_size), None)
 
 
 def _children(pid: int) -> list[int]:

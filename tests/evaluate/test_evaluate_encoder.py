@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from sctd.cli import main
 from sctd.errors import UserError
-from sctd.evaluate.card import score_rows
 from sctd.evaluate.encoder import ENCODER, Encoder, load_tokenizer, open_encoder, read_mark
-from sctd.evaluate.results import best_scores, read_cells, read_drift, read_probes, scores
+from sctd.evaluate.results import best_scores, read_cells, read_drift, read_probes, score_rows, scores
 from sctd.train.keep.checkpoint import read_weights
 from sctd.train.keep.export import export_run, read_facts, seal_of
 from support import records, train
@@ -128,9 +127,9 @@ def test_many_may_open_a_checkpoint_at_once(run: Path) -> None:
         ("empty", "no weights"),
         ("bare", "no config.json"),
         ("torn", "no config.json"),
-        ("gpt2", "a gpt2 model is no encoder"),
-        ("bart", "a bart model is no encoder"),
-        ("decoder", "is no encoder"),
+        ("gpt2", "a gpt2 model is not an encoder"),
+        ("bart", "a bart model is not an encoder"),
+        ("decoder", "is not an encoder"),
         ("own-code", "no config.json"),
         ("begun", "no checkpoint yet"),
     ],
@@ -195,7 +194,7 @@ def test_results_of_two_encoders_are_never_mixed(run: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="say with --out"):
         homeless.results()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         homeless.results(tmp_path / "file")
     for text in ("", "[]", "[1]", '{"spec": "x"}'):
         (tmp_path / "own" / "place" / ENCODER).write_text(text)

@@ -24,6 +24,7 @@ from sctd.cli import main
 from sctd.evaluate.results import read_cells
 from tiny_bert import tiny_bert, tiny_tokenizer, write_conll, write_lines, write_rte, write_squad, write_stsb
 
+pytestmark = pytest.mark.run
 QUICK = ("--steps", 10, "--lr", 1e-3, "--batch-size", 16)
 
 
@@ -390,7 +391,7 @@ def test_a_checkpoint_of_another_kind_is_refused(call: Caller, tmp_path: Path) -
     (tmp_path / "gpt").mkdir()
     (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "gpt" / "model.safetensors").write_bytes(b"")
-    assert "no encoder like BERT" in one_line(call("--task", "rte", code=2, checkpoint=tmp_path / "gpt"))
+    assert "not an encoder like BERT" in one_line(call("--task", "rte", code=2, checkpoint=tmp_path / "gpt"))
     large = tiny_bert(tmp_path / "large")
     vocabulary = json.loads((large / "tokenizer.json").read_text())
     vocabulary["model"]["vocab"]["beyond"] = len(vocabulary["model"]["vocab"])

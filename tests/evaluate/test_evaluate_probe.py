@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from sctd.cli import main
 from sctd.errors import UserError
 from sctd.evaluate.analyse import probe as module
-from sctd.evaluate.analyse.layers import batches, sentence_vectors
-from sctd.evaluate.analyse.pictures import colours, draw_probe
-from sctd.evaluate.analyse.probe import layer_accuracies, read_task
+from sctd.evaluate.analyse.probe import layer_accuracies, read_task, sentence_vectors
 from sctd.evaluate.encoder import open_encoder
+from sctd.evaluate.finetune.features import batches
 from sctd.model.convert import load_hf
+from sctd.present.pictures import colours, draw_probe
 from support import ROOT, train
 from tiny_bert import FILLER
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sctd.errors import UserError
-from sctd.evaluate.tasks.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow, has_split, read_rows
+from sctd.evaluate.tasks.rows import ChoiceRow, SpanRow, SplitRows, TagRow, TextRow, has_split, read_rows
 from sctd.evaluate.tasks.task import load_task
 from support import ROOT
 
@@ -41,7 +41,7 @@ def save_json_lines(path: Path, *records: dict[str, Any]) -> Path:
     return save(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def read(spec: str, folder: Path | None, split: str = "train") -> Rows:
+def read(spec: str, folder: Path | None, split: str = "train") -> SplitRows:
     return read_rows(load_task(spec), split, folder)
 
 
@@ -149,7 +149,7 @@ def test_copas_question_becomes_words(tmp_path: Path) -> None:
         ChoiceRow("It rained. What was the cause of this?", choices, 1),
     )
     save_json_lines(tmp_path / "train.jsonl", record, record | {"question": "why"})
-    assert "train.jsonl, line 2: question 'why' is none of cause, effect" in refused(lambda: read("copa", tmp_path))
+    assert "train.jsonl, line 2: question 'why' is not one of cause, effect" in refused(lambda: read("copa", tmp_path))
 
 
 def test_multirc_has_a_row_for_each_answer(tmp_path: Path) -> None:
@@ -168,7 +168,8 @@ def test_multirc_has_a_row_for_each_answer(tmp_path: Path) -> None:
     save_json_lines(tmp_path / "train.jsonl", {"idx": {"paragraph": 7, "question": 0}, "question": "A?", "label": 1})
     assert "line 1: no column 'answer'; there are idx, question, label" in refused(lambda: read("multirc", tmp_path))
     save_json_lines(tmp_path / "train.jsonl", {"idx": 7, "passage": {"text": "P."}})
-    assert "line 1: not as SuperGLUE's MultiRC (KeyError: 'questions')" in refused(lambda: read("multirc", tmp_path))
+    message = refused(lambda: read("multirc", tmp_path))
+    assert "line 1: not in the form of SuperGLUE's MultiRC (KeyError: 'questions')" in message
 
 
 # ---- SQuAD -------------------------------------------------------------------------------------------------------
@@ -219,11 +220,14 @@ def test_questions_without_an_answer(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "behind question 0 it is not as SQuAD's JSON (TypeError"),
-        ('{"data": [{"paragraphs": [{"context": "x", "qas": ["q"]}]}]}', "behind question 1 it is not as SQuAD's JSON"),
+        ("[1]", "after question 0 it does not follow SQuAD's JSON (TypeError"),
+        (
+            '{"data": [{"paragraphs": [{"context": "x", "qas": ["q"]}]}]}',
+            "after question 1 it does not follow SQuAD's JSON",
+        ),
         (
             '{"data": [{"paragraphs": [{"qas": [{}]}]}]}',
-            "behind question 1 it is not as SQuAD's JSON (KeyError: 'context')",
+            "after question 1 it does not follow SQuAD's JSON (KeyError: 'context')",
         ),
         ('{"data": []}', "is empty"),
         (b'{"data": "\xff"}', "the byte at offset 10 is not UTF-8"),
@@ -239,7 +243,7 @@ def test_squad_files_that_are_none(tmp_path: Path, text: str | bytes, problem: s
 # ---- tags --------------------------------------------------------------------------------------------------------
 
 
-def names(rows: Rows) -> list[list[tuple[str, str]]]:
+def names(rows: SplitRows) -> list[list[tuple[str, str]]]:
     return [
         [(token, rows.classes[tag]) for token, tag in zip(row.tokens, row.tags, strict=True)]
         for row in rows.rows
@@ -284,7 +288,7 @@ def test_ontonotes_in_its_brackets(tmp_path: Path) -> None:
         ("a NN B-PER\nb O\n", "line 2: 2 columns where 3 are expected"),
         (
             "Ann B-PER\n\na O\nBob B-FOO\n",
-            "sentence at line 3: tag 'B-FOO' is of none of the types PER, ORG, LOC, MISC",
+            "sentence at line 3: tag 'B-FOO' is not of the types PER, ORG, LOC, MISC",
         ),
         ("Ann person\n", "sentence at line 1: tag 'person' is neither O nor begins with B- or I-"),
         ("-DOCSTART- O\n\n", "is empty"),
@@ -361,8 +365,8 @@ def test_a_missing_file_names_places_and_forms(tmp_path: Path) -> None:
         ("text\tlabel\na\t1\n", "line 1: no column 'sentence'; there are text, label"),
         ("sentence\tlabel\na\t1\nb\n", "line 3: 1 columns where 2 are expected (sentence, label)"),
         ("sentence\tlabel\na\tb\t1\n", "line 2: 3 columns where 2 are expected"),
-        ("sentence\tlabel\na\t1\nb\t2\n", "line 3: label '2' is none of the classes negative, positive"),
-        ("sentence\tlabel\na\t\n", "line 2: label '' is none of the classes"),
+        ("sentence\tlabel\na\t1\nb\t2\n", "line 3: label '2' is not one of the classes negative, positive"),
+        ("sentence\tlabel\na\t\n", "line 2: label '' is not one of the classes"),
         ("sentence\tlabel\n", "is empty"),
         ("", "is empty"),
         ("\n\n", "is empty"),
@@ -386,7 +390,7 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str | bytes, problem: str) 
         ('{"premise": null, "hypothesis": "b", "label": 0}', "line 2: column 'premise' has no value"),
         ('{"premise": ["a"], "hypothesis": "b", "label": 0}', "line 2: column 'premise' must hold text, found list"),
         ('{"premise": "a", "hypothesis": "b", "label": [0]}', "line 2: a label must be a word or a number, found list"),
-        ('{"premise": "a", "hypothesis": "b", "label": 3}', "line 2: label '3' is none of the classes"),
+        ('{"premise": "a", "hypothesis": "b", "label": 3}', "line 2: label '3' is not one of the classes"),
     ],
 )
 def test_json_lines_that_are_wrong(tmp_path: Path, line: str, problem: str) -> None:
@@ -397,7 +401,7 @@ def test_json_lines_that_are_wrong(tmp_path: Path, line: str, problem: str) -> N
 def test_scores_that_are_none(tmp_path: Path) -> None:
     for score in ("high", "nan", "inf", ""):
         save(tmp_path / "sts-train.csv", f"n\tx\t2012\t1\t{score}\ta\tb\n")
-        assert f"line 1: label '{score}' is no number" in refused(lambda: read("stsb", tmp_path))
+        assert f"line 1: label '{score}' is not a number" in refused(lambda: read("stsb", tmp_path))
 
 
 # ---- a user's own ------------------------------------------------------------------------------------------------
@@ -435,7 +439,7 @@ def test_own_classes_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert dev.rows == (TextRow("A", None, 1),)
     save(tmp_path / "d.tsv", "No\tA\nperhaps\tB\n")
     message = refused(lambda: read_rows(load_task(spec), "dev", None))
-    assert message.endswith("d.tsv, line 2: label 'perhaps' is none of the classes maybe, no, yes: correct it")
+    assert message.endswith("d.tsv, line 2: label 'perhaps' is not one of the classes maybe, no, yes: correct it")
     save(tmp_path / "t.tsv", "yes\tA\nyes\tB\n")
     assert "its labels are yes: two classes or more" in refused(lambda: read_rows(load_task(spec), "train", None))
     save(tmp_path / "t.tsv", "yes\tA\nno\tB\n\tC\n")
@@ -448,7 +452,7 @@ def test_numbers_are_names_where_classes_are_numbers(tmp_path: Path) -> None:
     spec = own(tmp_path, text)
     assert read_rows(load_task(spec), "train", None).rows == (TextRow("A", None, 1),)
     save(tmp_path / "t.tsv", "a\tl\nA\t0\n")
-    assert "label '0' is none of the classes 1, 2" in refused(lambda: read_rows(load_task(spec), "train", None))
+    assert "label '0' is not one of the classes 1, 2" in refused(lambda: read_rows(load_task(spec), "train", None))
 
 
 def test_own_files_beside_the_yaml_or_in_the_data_folder(tmp_path: Path) -> None:
@@ -480,7 +484,7 @@ def test_own_tags(tmp_path: Path) -> None:
     save_json_lines(tmp_path / "d.jsonl", {"tokens": ["Bob"], "tags": ["B-who", "O"]})
     assert "line 1: 1 words, but 2 tags" in refused(lambda: read_rows(task, "dev", None))
     save(tmp_path / "t.bio", "a O\n")
-    assert "no word of it has another tag than O" in refused(lambda: read_rows(task, "train", None))
+    assert "all its words are tagged O" in refused(lambda: read_rows(task, "train", None))
 
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
@@ -534,11 +538,11 @@ def test_a_hub_that_has_not_got_it(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_of_the_rows_alone() -> None:
-    rows = Rows((TextRow("a", None, 1), TextRow("b", "c", 0)), "here", ("x", "y"))
+    rows = SplitRows((TextRow("a", None, 1), TextRow("b", "c", 0)), "here", ("x", "y"))
     assert len(rows.digest()) == 16
-    assert rows.digest() == Rows(rows.rows, "there", ("x", "y")).digest()
-    assert rows.digest() != Rows(rows.rows[::-1], "here", ("x", "y")).digest()
-    assert rows.digest() != Rows((TextRow("a", None, 1), TextRow("b", "c", 1)), "here", ("x", "y")).digest()
+    assert rows.digest() == SplitRows(rows.rows, "there", ("x", "y")).digest()
+    assert rows.digest() != SplitRows(rows.rows[::-1], "here", ("x", "y")).digest()
+    assert rows.digest() != SplitRows((TextRow("a", None, 1), TextRow("b", "c", 1)), "here", ("x", "y")).digest()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")

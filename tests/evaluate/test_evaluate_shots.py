@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 
 from sctd.errors import UserError
-from sctd.evaluate.tasks.rows import ChoiceRow, Rows, SpanRow, TagRow, TextRow
-from sctd.evaluate.tasks.shots import few_shots
+from sctd.evaluate.tasks.rows import ChoiceRow, SpanRow, SplitRows, TagRow, TextRow, few_shots
 from sctd.evaluate.tasks.task import load_task
 
 
-def texts(counts: dict[int, int]) -> Rows:
+def texts(counts: dict[int, int]) -> SplitRows:
     labels = [label for label, count in counts.items() for _ in range(count)]
     rows = tuple(TextRow(f"t{number}", None, label) for number, label in enumerate(labels))
-    return Rows(rows, "file.tsv", ("entailment", "contradiction", "neutral"))
+    return SplitRows(rows, "file.tsv", ("entailment", "contradiction", "neutral"))
 
 
 def test_k_rows_of_each_class() -> None:
@@ -37,7 +36,7 @@ def test_more_than_there_are() -> None:
         few_shots(load_task("cb"), texts({0: 3, 1: 3}), 1, seed=1)
 
 
-def sentences() -> Rows:
+def sentences() -> SplitRows:
     """PER in every third sentence, PER and LOC in every sixth, ORG twice in every tenth."""
     rows = []
     for number in range(60):
@@ -46,7 +45,7 @@ def sentences() -> Rows:
         tags += [5] if number % 6 == 0 else []
         tags += [3, 3] if number % 10 == 0 else []
         rows.append(TagRow(tuple(f"w{number}" for _ in tags), tuple(tags)))
-    return Rows(tuple(rows), "eng.train", load_task("conll03").classes[:7])
+    return SplitRows(tuple(rows), "eng.train", load_task("conll03").classes[:7])
 
 
 def test_each_entity_type_stands_in_k_sentences() -> None:
@@ -67,7 +66,7 @@ def test_each_entity_type_stands_in_k_sentences() -> None:
 
 
 def test_what_has_no_classes_counts_as_one() -> None:
-    scores = Rows(tuple(TextRow("t", "p", n / 2) for n in range(10)), "f", ())
+    scores = SplitRows(tuple(TextRow("t", "p", n / 2) for n in range(10)), "f", ())
     assert len(few_shots(load_task("stsb"), scores, 4, 1).rows) == 4
     spans = replace(scores, rows=tuple(SpanRow(str(n), "q", "c", ()) for n in range(10)))
     assert len(few_shots(load_task("squad2"), spans, 4, 1).rows) == 4

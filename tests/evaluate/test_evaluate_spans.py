@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from sctd.evaluate.finetune.features import Coding
+from sctd.evaluate.finetune.features import Coding, Windows, answers, best_spans, encode_spans
 from sctd.evaluate.finetune.metrics import measure
-from sctd.evaluate.finetune.spans import Windows, answers, best_spans, encode_spans
 from sctd.evaluate.tasks.rows import SpanRow
 from sctd.evaluate.tasks.task import load_task
 from tiny_bert import FILLER, sentence, tiny_tokenizer

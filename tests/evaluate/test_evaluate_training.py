@@ -15,13 +15,13 @@ from sctd.errors import UserError
 from sctd.evaluate.encoder import open_encoder
 from sctd.evaluate.finetune import training
 from sctd.evaluate.finetune.features import steps_of_pass, training_batches
-from sctd.evaluate.finetune.heads import build_model
-from sctd.evaluate.finetune.material import Material, read_material
+from sctd.evaluate.finetune.task_data import TaskData, build_model, read_task_data
 from sctd.evaluate.finetune.training import Outcome, Setting, evaluation_steps, fit, metric_names
 from sctd.evaluate.tasks.task import load_task
 from tiny_bert import tiny_bert, write_conll, write_copa, write_rte, write_squad, write_stsb
 
 FAMILIES = ("bert", "modernbert")
+pytestmark = pytest.mark.run
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_squad(folder, unanswerable=True)
 
 
-def material(checkpoint: Path, data: Path, task: str) -> Material:
-    return read_material(load_task(task), data, open_encoder(str(checkpoint)))
+def data_of(checkpoint: Path, data: Path, task: str) -> TaskData:
+    return read_task_data(load_task(task), data, open_encoder(str(checkpoint)))
 
 
-def run(found: Material, lr: float, batch_size: int, steps: int, seed: int = 1) -> Outcome:
-    return fit(found.encoder, found.data(None, seed), Setting(lr, batch_size, steps, seed))
+def run(found: TaskData, lr: float, batch_size: int, steps: int, seed: int = 1) -> Outcome:
+    return fit(found, Setting(lr, batch_size, steps, seed))
 
 
 # ---- the same as a plain loop
@@ -67,7 +67,7 @@ HEADS = {
 @pytest.mark.parametrize("task", HEADS)
 def test_the_model_is_that_of_a_plain_script(checkpoints: dict[str, Path], data: Path, task: str, family: str) -> None:
     (head, labels), checkpoint = HEADS[task], checkpoints[family]
-    found = material(checkpoint, data, task)
+    found = data_of(checkpoint, data, task)
     ours = build_model(found.encoder, found.task, found.train.classes, seed=3)
     torch.manual_seed(3)
     theirs = getattr(transformers, head).from_pretrained(checkpoint, dtype=torch.float32, **labels)
@@ -87,8 +87,8 @@ def test_the_model_is_that_of_a_plain_script(checkpoints: dict[str, Path], data:
 def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: Path, task: str, family: str) -> None:
     """Dropout is off: its draws would depend on how batches are padded."""
     checkpoint = tiny_bert(tmp_path / "still", family=family, dropout=0.0)
-    found = material(checkpoint, data, task)
-    one = found.data(None, 1)
+    found = data_of(checkpoint, data, task)
+    train, dev = found.features(None, 1), found.dev_features["dev"]
     outcome = run(found, 1e-3, 8, steps=12)
     model = build_model(found.encoder, found.task, found.train.classes, seed=1).train()
     plain = [p for name, p in model.named_parameters() if "norm" in name.lower() or name.endswith("bias")]
@@ -97,8 +97,8 @@ def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: 
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
     schedule = get_linear_schedule_with_warmup(optimizer, 1, 12)  # 6 % of 12 steps
     losses = []
-    for _, rows in zip(range(12), training_batches(one.train.lengths_N, 8, seed=1), strict=False):
-        loss = model(**one.train.batch(rows, torch.device("cpu"))).loss
+    for _, rows in zip(range(12), training_batches(train.lengths_N, 8, seed=1), strict=False):
+        loss = model(**train.batch(rows, torch.device("cpu"))).loss
         losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,9 +108,8 @@ def test_losses_and_predictions_are_those_of_a_plain_loop(data: Path, tmp_path: 
     (point,) = outcome.curve
     assert point["step"] == 12 and point["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     if task in ("rte", "stsb"):
-        split = one.dev["dev"]
-        rows = np.arange(len(split.features))
-        logits = model.eval()(**split.features.batch(rows, torch.device("cpu"), labels=False)).logits
+        rows = np.arange(len(dev))
+        logits = model.eval()(**dev.batch(rows, torch.device("cpu"), labels=False)).logits
         expected = logits[:, 0] if task == "stsb" else logits.argmax(-1)
         assert outcome.predictions["last"]["dev"] == pytest.approx(expected.tolist(), abs=1e-4)
 
@@ -120,12 +119,12 @@ def test_predictions_do_not_depend_on_the_batch(
     checkpoints: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     for task in ("squad2", "conll03", "copa"):
-        found = material(checkpoints[family], data, task)
-        model, one = build_model(found.encoder, found.task, found.train.classes, 1), found.data(None, 1)
+        found = data_of(checkpoints[family], data, task)
+        model = build_model(found.encoder, found.task, found.train.classes, 1)
         predicted = []
         for tokens in (64, 100_000):
             monkeypatch.setitem(training._TOKENS, "cpu", tokens)
-            predicted.append(training.predict(model, one, torch.device("cpu"), lambda: None))
+            predicted.append(training.predict(model, found, torch.device("cpu"), lambda: None))
         assert predicted[0] == predicted[1], task
 
 
@@ -134,7 +133,7 @@ def test_predictions_do_not_depend_on_the_batch(
 
 @pytest.mark.parametrize("task", ["rte", "squad1"])
 def test_a_second_run_gives_the_same_numbers_and_another_seed_others(checkpoint: Path, data: Path, task: str) -> None:
-    found = material(checkpoint, data, task)
+    found = data_of(checkpoint, data, task)
     first, second = run(found, 1e-3, 8, 30), run(found, 1e-3, 8, 30)
     assert first.curve == second.curve and first.predictions == second.predictions
     assert run(found, 1e-3, 8, 30, seed=2).curve[0]["loss"] != first.curve[0]["loss"]
@@ -152,9 +151,9 @@ def test_it_is_evaluated_after_each_pass_and_at_the_end() -> None:
 
 def test_the_best_evaluation_is_kept_beside_the_last(checkpoint: Path, data: Path) -> None:
     """Learned, then forgotten: a learning rate that is much too high near its peak."""
-    found = material(checkpoint, data, "rte")
+    found = data_of(checkpoint, data, "rte")
     points: list[dict[str, Any]] = []
-    outcome = fit(found.encoder, found.data(None, 1), Setting(3e-3, 16, 60, 1), points.append)
+    outcome = fit(found, Setting(3e-3, 16, 60, 1), points.append)
     assert outcome.curve == points and [point["epoch"] for point in points] == [1, 2, 3, 4, 5, 6]
     accuracies = [point["accuracy"] for point in points]
     assert outcome.best == accuracies.index(max(accuracies))
@@ -181,7 +180,7 @@ def test_the_best_evaluation_is_kept_beside_the_last(checkpoint: Path, data: Pat
     ],
 )
 def test_a_tiny_model_learns_what_is_easy(checkpoint: Path, data: Path, task: str, metric: str, least: float) -> None:
-    outcome = run(material(checkpoint, data, task), 5e-3, 16, steps=80)
+    outcome = run(data_of(checkpoint, data, task), 5e-3, 16, steps=80)
     assert outcome.curve[-1][metric] > least, outcome.curve
     assert outcome.curve[0]["loss"] > outcome.curve[-1]["loss"]
 
@@ -192,17 +191,17 @@ def test_a_tiny_model_learns_what_is_easy(checkpoint: Path, data: Path, task: st
 @pytest.mark.parametrize("task", ["rte", "stsb"])
 def test_a_loss_that_is_not_finite_ends_it(checkpoint: Path, data: Path, task: str) -> None:
     with pytest.raises(UserError) as caught:
-        run(material(checkpoint, data, task), 1e30, 8, steps=300)
+        run(data_of(checkpoint, data, task), 1e30, 8, steps=300)
     assert "not finite" in str(caught.value) and "--lr" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_outputs_that_are_not_finite_end_it(checkpoint: Path, data: Path) -> None:
     """After a last step from which no loss was computed any more."""
-    found = material(checkpoint, data, "rte")
-    model, one = build_model(found.encoder, found.task, found.train.classes, 1), found.data(None, 1)
+    found = data_of(checkpoint, data, "rte")
+    model = build_model(found.encoder, found.task, found.train.classes, 1)
     torch.nn.init.constant_(model.classifier.bias, math.nan)
     with pytest.raises(UserError, match="outputs are not finite"):
-        training.predict(model, one, torch.device("cpu"), lambda: None)
+        training.predict(model, found, torch.device("cpu"), lambda: None)
 
 
 def test_a_check_that_raises_ends_it(checkpoint: Path, data: Path) -> None:
@@ -218,14 +217,14 @@ def test_a_check_that_raises_ends_it(checkpoint: Path, data: Path) -> None:
 
         return check
 
-    found = material(checkpoint, data, "rte")
+    found = data_of(checkpoint, data, "rte")
     for calls in (0, 3, 10):  # 10 steps, then evaluation
         with pytest.raises(Enough):
-            fit(found.encoder, found.data(None, 1), Setting(1e-3, 16, 10, 1), check=after(calls))
+            fit(found, Setting(1e-3, 16, 10, 1), check=after(calls))
 
 
 def test_words_behind_the_last_position_are_in_no_entity(data: Path, tmp_path: Path) -> None:
-    found = material(tiny_bert(tmp_path / "short", positions=8), data, "conll03")
+    found = data_of(tiny_bert(tmp_path / "short", positions=8), data, "conll03")
     assert found.coding.limit == 8 and found.cut(None)["dev"] > 20
     outcome = run(found, 3e-3, 16, steps=100)
     for row, tags in zip(found.dev["dev"].rows, outcome.predictions["last"]["dev"], strict=True):

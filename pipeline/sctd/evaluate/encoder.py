@@ -1,18 +1,23 @@
-"""What is evaluated: any BERT-like model that transformers can load, or a run of ours, or a checkpoint of one."""
+"""What is evaluated: any BERT-like model that transformers can load, a run of ours, a checkpoint of one, or weights."""
 
+import copy
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
+from sctd.corpus.tokenizer import special_ids, transformers_tokenizer
 from sctd.errors import UserError
+from sctd.files import read_json_object, sha256, write_json
+from sctd.model.convert import to_hf_config, to_hf_state
+from sctd.model.shape import BertShape
 from sctd.train.keep import checkpoint
 from sctd.train.keep.export import EXPORT, export_run, read_facts, seal_of
 
@@ -24,12 +29,21 @@ _IDENTITY = 16  # hexadecimal digits
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A model in memory: a configuration of transformers, a state dict under its names, and its fast tokenizer."""
+
+    config: Any
+    state: dict[str, Tensor]
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
 class Encoder:
     """A checkpoint that can be evaluated.
 
     Args:
         spec: as the user named it.
-        source: the folder or hub id that transformers loads.
+        source: the folder or hub id that transformers loads, or weights in memory.
         name: for tables: of the run, the folder or the hub id; a run's earlier checkpoint is NAME@STEP.
         identity: hash of weights, configuration and vocabulary; results of different identities are never mixed.
         home: the folder that its results go to; None where it is in no run, and the user has to say.
@@ -37,9 +51,9 @@ class Encoder:
     """
 
     spec: str
-    source: str
-    name: str
-    identity: str
+    source: str | Weights
+    name: str = ""
+    identity: str = ""
     home: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -51,15 +65,13 @@ class Encoder:
         """
         folder = out or self.home
         if folder is None:
-            raise UserError(f"{self.spec} is in no run: say with --out where its results go")
+            raise UserError(f"{self.spec} is not part of a run: say with --out where its results go")
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is no folder: choose another one with --out")
+            raise UserError(f"{folder} is not a folder: choose another one with --out")
         if not (folder / ENCODER).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             facts = {"spec": self.spec, "name": self.name, "identity": self.identity, "facts": self.facts}
-            with _beside(folder / ENCODER) as own:
-                (own / ENCODER).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-                (own / ENCODER).replace(folder / ENCODER)
+            write_json(folder / ENCODER, facts)
         mark = read_mark(folder)
         if mark["identity"] != self.identity:
             raise UserError(f"{folder} holds results of another checkpoint ({mark['spec']}): choose another --out")
@@ -87,25 +99,33 @@ def open_encoder(spec: str) -> Encoder:
             raise UserError(f"checkpoint {spec} is damaged ({damage}): choose another one")
         return _of_run(spec, run, path)
     if path.is_dir():
-        facts, home = read_facts(path), None
-        whole = path.resolve()
-        if facts and whole.name == EXPORT and (whole.parent / "config.yaml").is_file():
-            home = _home(whole.parent, facts["step"])
-        name = (whole.parent if whole.name == EXPORT else whole).name
-        return _checked(Encoder(spec, str(path), name, _hash(path), home, facts))
+        facts, home, name = read_facts(path), None, path.resolve()
+        if name.name == EXPORT:
+            name = name.parent
+            home = evaluation_folder(name, facts["step"]) if facts and (name / "config.yaml").is_file() else None
+        return _checked(Encoder(spec, str(path), name.name, _hash(path), home, facts))
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise UserError(f"{spec}: no such folder: give a run, a checkpoint of it, a transformers folder or a hub id")
-    config = load_config(spec)
-    commit = getattr(config, "_commit_hash", None) or ""
+    commit = getattr(load_config(spec), "_commit_hash", None) or ""
     return _checked(Encoder(spec, spec, spec, hashlib.sha256(f"{spec} {commit}".encode()).hexdigest()[:_IDENTITY]))
 
 
-def load_config(source: str) -> Any:
-    """The transformers configuration of a folder or hub id.
+def from_memory(state: dict[str, Tensor], shape: BertShape, tokenizer: Tokenizer) -> Encoder:
+    """The encoder of these weights of ours; no file is written. It computes what their export would, bit for bit."""
+    special = special_ids(tokenizer)
+    config = to_hf_config(shape, special.pad, special.cls, special.sep)
+    fast = transformers_tokenizer(tokenizer, shape.max_positions, has_token_types=not shape.is_modern)
+    return Encoder("the run's weights", Weights(config, to_hf_state(state, shape), fast))
+
+
+def load_config(source: str | Weights) -> Any:
+    """The transformers configuration of a folder, hub id or weights.
 
     Raises:
         UserError: there is none.
     """
+    if isinstance(source, Weights):
+        return copy.deepcopy(source.config)
     from huggingface_hub.utils import logging
     from transformers import AutoConfig
 
@@ -123,7 +143,7 @@ def best_device() -> torch.device:
 
 
 def load_weights(encoder: Encoder, head: str, **options: Any) -> Any:
-    """The transformers model of this class, in float32.
+    """The transformers model of this class, in float32. `options`: of its configuration.
 
     Raises:
         UserError: its weights cannot be loaded.
@@ -132,8 +152,16 @@ def load_weights(encoder: Encoder, head: str, **options: Any) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    source, config, model = encoder.source, load_config(encoder.source), getattr(transformers, head)
+    for name, value in options.items():
+        setattr(config, name, value)
     try:
-        return getattr(transformers, head).from_pretrained(encoder.source, dtype=torch.float32, **options)
+        if isinstance(source, str):
+            return model.from_pretrained(source, config=config, dtype=torch.float32)
+        with torch.device("meta"):
+            model = type(model.from_config(config))  # Auto classes take no weights from memory, the model's own does
+        state = {name: tensor.clone() for name, tensor in source.state.items()}  # fine-tuning changes what it is given
+        return model.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     except Exception as error:  # the hub client and safetensors raise from a dozen unrelated classes
         what = " ".join(str(error).split())[:200]
         raise UserError(f"{encoder.spec}: its weights cannot be loaded ({type(error).__name__}: {what})") from None
@@ -147,6 +175,8 @@ def load_tokenizer(encoder: Encoder) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if isinstance(encoder.source, Weights):
+        return copy.deepcopy(encoder.source.tokenizer)  # its users set truncation
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder.source, trust_remote_code=False)
     except Exception as error:
@@ -163,54 +193,29 @@ def load_tokenizer(encoder: Encoder) -> Any:
     return tokenizer
 
 
+def distinct_names(names: list[str], specs: list[str]) -> list[str]:
+    """Each name, or where two are the same, what the user called it."""
+    return [spec if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)]
+
+
+# ---- in runs -----------------------------------------------------------------------------------------------------
+
+
+def evaluation_folder(run: Path, step: int) -> Path:
+    """Where the results of a run's checkpoint go."""
+    return run / EVALUATION / f"step-{step:08d}"
+
+
 def read_mark(folder: Path) -> dict[str, Any]:
     """What `Encoder.results` wrote there: spec, name, identity, facts.
 
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        mark = dict(json.loads((folder / ENCODER).read_text(encoding="utf-8")))
-        if {"spec", "name", "identity", "facts"} <= mark.keys():
-            return mark
-    except (OSError, ValueError, TypeError):
-        pass
-    raise UserError(f"{folder / ENCODER} cannot be read: give the folder of an evaluation")
-
-
-def _of_run(spec: str, run: Path, path: Path) -> Encoder:
-    """The encoder of a whole checkpoint."""
-    step, seal = checkpoint.step_of(path), seal_of(path)
-    home = _home(run, step)
-    places = (run / EXPORT, home / EXPORT)
-    source = next((place for place in places if read_facts(place).get("checkpoint") == seal), None)
-    if source is None:
-        source = home / EXPORT
-        _export(run, source, step)
-    is_newest = step == checkpoint.step_of(checkpoint.checkpoints(run)[0])
-    name = run.resolve().name + ("" if is_newest else f"@{step}")
-    return _checked(Encoder(spec, str(source), name, _hash(source), home, read_facts(source)))
-
-
-def _export(run: Path, out: Path, step: int) -> None:
-    """Export a checkpoint; where other processes do so too, the first one's stays and the others take it."""
-    with _beside(out) as own:
-        made = own / EXPORT
-        export_run(run, made, step)
-        try:
-            made.rename(out)
-        except OSError:
-            if read_facts(out) != read_facts(made):  # of another run that had this folder
-                shutil.rmtree(out)
-                made.rename(out)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A folder of this process's own next to `path`, gone at the end: other jobs may write the same path now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
-        yield Path(name)
+    mark = read_json_object(folder / ENCODER) or {}
+    if not {"spec", "name", "identity", "facts"} <= mark.keys():
+        raise UserError(f"{folder / ENCODER} cannot be read: give the folder of an evaluation")
+    return mark
 
 
 def is_of_others(folder: Path, path: Path) -> bool:
@@ -218,41 +223,57 @@ def is_of_others(folder: Path, path: Path) -> bool:
     return (folder / ENCODER).is_file() and read_mark(folder)["facts"].get("checkpoint") != seal_of(path)
 
 
-def _home(run: Path, step: int) -> Path:
-    return run / EVALUATION / f"step-{step:08d}"
+def _of_run(spec: str, run: Path, path: Path) -> Encoder:
+    """The encoder of a whole checkpoint, exported where it is not yet."""
+    step, seal = checkpoint.step_of(path), seal_of(path)
+    home = evaluation_folder(run, step)
+    places = (run / EXPORT, home / EXPORT)
+    source = next((place for place in places if read_facts(place).get("checkpoint") == seal), None)
+    if source is None:
+        source = _export(run, home, step)
+    is_newest = step == checkpoint.step_of(checkpoint.checkpoints(run)[0])
+    name = run.resolve().name + ("" if is_newest else f"@{step}")
+    return _checked(Encoder(spec, str(source), name, _hash(source), home, read_facts(source)))
+
+
+def _export(run: Path, home: Path, step: int) -> Path:
+    """Export a checkpoint into the folder of its results; of processes that do so at once, the first one's stays."""
+    out = home / EXPORT
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{EXPORT}-", dir=home) as own:
+        made = Path(own) / EXPORT
+        export_run(run, made, step)
+        try:
+            made.rename(out)
+        except OSError:
+            if read_facts(out) != read_facts(made):  # of another run that had this folder
+                shutil.rmtree(out)
+                made.rename(out)
+    return out
 
 
 def _checked(encoder: Encoder) -> Encoder:
-    """Refuse what is no encoder with masked language modelling in its past, before anything is computed."""
+    """Refuse what is not an encoder with masked language modelling in its past, before anything is computed."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = load_config(encoder.source)
     decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
-        raise UserError(f"{encoder.spec}: a {config.model_type} model is no encoder like BERT: give one")
+        raise UserError(f"{encoder.spec}: a {config.model_type} model is not an encoder like BERT: choose another one")
     return encoder
 
 
-def _config_hash(path: Path) -> bytes:
-    """Of what a configuration says, without the version of the library that wrote it."""
-    text = path.read_bytes()
-    with suppress(ValueError, TypeError):  # what is none is refused where it is loaded
-        config = dict(json.loads(text))
-        config.pop("transformers_version", None)
-        text = json.dumps(config, sort_keys=True).encode()
-    return hashlib.sha256(text).digest()
-
-
 def _hash(folder: Path) -> str:
+    """Of weights, vocabulary, and what the configuration says without the version of the library that wrote it."""
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder}: no weights (model.safetensors) in it: give a run, or a transformers folder")
     digest = hashlib.sha256()
     for path in (*(folder / name for name in _SMALL), *files):
-        if path.is_file():
-            with path.open("rb") as file:
-                whole = (
-                    _config_hash(path) if path.name == "config.json" else hashlib.file_digest(file, "sha256").digest()
-                )
-            digest.update(whole)
+        config = read_json_object(path) if path.name == "config.json" else None
+        if config is not None:
+            config.pop("transformers_version", None)
+            digest.update(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest())
+        elif path.is_file():
+            digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()[:_IDENTITY]

@@ -7,15 +7,17 @@ RUN/evaluation/step-00020000/     or the folder given with --out
 RUN/evaluation/drift.json         over the checkpoints of a run
 """
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sctd.errors import UserError
+from sctd.evaluate.encoder import ENCODER, EVALUATION, is_of_others
+from sctd.files import read_json_object
+from sctd.train.keep import checkpoint
 
 Record = dict[str, Any]
 
@@ -49,6 +51,17 @@ class Score:
         """Sample standard deviation over seeds; NaN for one seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
 
+    def of(self, metric: str) -> "Score":
+        """The same of one of its further metrics."""
+        values = self.values if metric == self.metric else self.others[metric]
+        return replace(self, metric=metric, values=values, others={})
+
+    @property
+    def how(self) -> str:
+        """Its setting in words."""
+        shots = f", {self.setting['shots']} examples a class" if self.setting["shots"] else ""
+        return "LR {lr:g}, batch {batch_size}, {steps:,} steps, {max_length} tokens".format(**self.setting) + shots
+
     @property
     def counted(self) -> float:
         """What the task counts in an average over tasks: as in the paper, the mean of all metrics of one of GLUE's."""
@@ -75,10 +88,13 @@ def read_probes(folder: Path) -> list[Record]:
     return [_read(path) for path in sorted(folder.glob("probe/*.json"))]
 
 
+def drift_file(run_dir: Path) -> Path:
+    return run_dir / "evaluation" / "drift.json"
+
+
 def read_drift(run_dir: Path) -> Record | None:
     """The drift over the checkpoints of a run."""
-    path = run_dir / "evaluation" / "drift.json"
-    return _read(path) if path.is_file() else None
+    return _read(drift_file(run_dir)) if drift_file(run_dir).is_file() else None
 
 
 def scores(cells: Iterable[Record], epoch: str = "best") -> list[Score]:
@@ -114,7 +130,48 @@ def best_scores(cells: Iterable[Record], epoch: str = "best") -> dict[str, Score
 
 
 def _read(path: Path) -> Record:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} cannot be read: remove it, and evaluate again") from None
+    found = read_json_object(path)
+    if found is None:
+        raise UserError(f"{path} cannot be read: remove it, and evaluate again")
+    return found
+
+
+# ---- the model card ------------------------------------------------------------------------------------------------
+
+
+def score_rows(run_dir: Path, step: int | None = None) -> list[tuple[str, str]]:
+    """(what was measured, result with its uncertainty) of a run's checkpoint of this step, or of its newest whole one.
+
+    Results of other weights that this run had at that step are left out.
+    """
+    if step is None:
+        newest = checkpoint.newest_whole(run_dir, log=lambda _: None)  # what is damaged, the export says
+    else:
+        newest = next((path for path in checkpoint.checkpoints(run_dir) if checkpoint.step_of(path) == step), None)
+    if newest is None:
+        return []
+    folder = run_dir / EVALUATION / f"step-{checkpoint.step_of(newest):08d}"
+    if not (folder / ENCODER).is_file() or is_of_others(folder, newest):
+        return []
+    cells = read_cells(folder)
+    titles = {cell["task"]: cell["title"] for cell in cells}
+    rows = []
+    for score in best_scores(cells).values():
+        shots = f", {score.setting['shots']} examples a class" if score.setting["shots"] else ""
+        of = score.setting
+        how = f"LR {of['lr']:g}, batch {of['batch_size']}, {of['steps']:,} steps, best epoch on its dev set"
+        rows.append((f"{titles[score.task]}{shots}: {score.metric}, {how}", _result(score)))
+    for probe in read_probes(folder):
+        accuracies = [layer["accuracy"] for layer in probe["layers"]]
+        best = max(range(len(accuracies)), key=accuracies.__getitem__)
+        text = f"{accuracies[-1]:.1%} at the last layer, best {accuracies[best]:.1%} at layer {best}"
+        pooled = ", vectors of [CLS]" if probe.get("pooling") == "cls" else ""
+        rows.append((f"{probe['title']} probe: accuracy on frozen layers{pooled}", text))
+    return rows
+
+
+def _result(score: Score) -> str:
+    seeds = len(score.values)
+    if seeds == 1:
+        return f"{score.mean:.4f}, one seed"
+    return f"{score.mean:.4f} +- {score.deviation:.4f} (standard deviation over {seeds} seeds)"

@@ -12,14 +12,25 @@ import yaml
 
 from sctd.config import Config, apply_override, load_config, to_dict
 from sctd.errors import EXIT_BAD_INPUT, RunError, UserError
-from sctd.evaluate.ablate.ablations import ABLATION, Ablation, Row, describe, find_ablation, read_ablation
+from sctd.evaluate.ablate.ablations import (
+    ABLATION,
+    Ablation,
+    Variant,
+    describe,
+    find_ablation,
+    goal_of,
+    is_finished,
+    read_ablation,
+    read_line,
+    write_tables,
+)
 from sctd.evaluate.ablate.pretraining import Pretraining, words
-from sctd.evaluate.ablate.table import as_csv, as_markdown, as_text, goal_of, is_finished, read_line
-from sctd.evaluate.finetune import finetune
+from sctd.evaluate.finetune.finetune import Options, finetune
 from sctd.evaluate.tasks.locate import find_files
 from sctd.evaluate.tasks.task import load_tasks
 from sctd.files import write_atomically
-from sctd.jobs.submit import Wanted, limit_seconds, submit
+from sctd.jobs.submit import Allocation, limit_seconds, submit
+from sctd.present.table import as_text
 from sctd.train.keep.checkpoint import checkpoints
 from sctd.train.keep.export import record_at
 from sctd.train.keep.metrics import format_seconds
@@ -50,19 +61,10 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What finished runs are fine-tuned on; no tasks: on nothing."""
+class Trial:
+    """A variant, the configuration of its run, and where its recipe is."""
 
-    tasks: tuple[str, ...]
-    data_dir: Path | None
-    seeds: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A row, the configuration of its run, and where its recipe is."""
-
-    row: Row
+    variant: Variant
     config: Config
     recipe: Path
 
@@ -85,7 +87,7 @@ def ablate(
     overrides: Sequence[str],
     out: Path | None,
     machine: Machine,
-    scoring: Scoring,
+    scoring: Options,
     dry_run: bool,
 ) -> int:
     """Write the recipes of an ablation, train and fine-tune what is not finished, print what there is as a table.
@@ -94,6 +96,7 @@ def ablate(
         kind: objectives | lambda | interval | selection.
         recipe, overrides: as `sctd pretrain` takes them, the same for all runs.
         out: folder of the runs; None: runs/ablate-KIND.
+        scoring: what finished runs are fine-tuned on; no tasks: on nothing.
         dry_run: write and print recipes and commands, and run nothing.
 
     Returns:
@@ -107,11 +110,14 @@ def ablate(
     out = (out or Path("runs") / f"ablate-{kind}").absolute()
     common = _common(ablation, recipe, overrides)
     _check_options(ablation, overrides, machine, scoring)
-    runs = [_run(row, recipe, overrides, out) for row in ablation.rows]
+    runs = [_trial(variant, recipe, overrides, out) for variant in ablation.rows]
     _check_folder(out, ablation, common, runs)
     left = [run for run in runs if not run.finished]
-    for run in left:
-        _check_run(run, machine.world)
+    for run in left:  # whatever the run itself would refuse
+        config, ds_config = check(run.config, None, machine.world)
+        check_run_dir(run.folder, resume=run.begun)
+        if run.begun:
+            check_same_run(config, ds_config, run.folder)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / ABLATION, describe(ablation, recipe, common))  # first: so that the folder is known as ours
     for run in runs:
@@ -139,9 +145,10 @@ def _common(ablation: Ablation, recipe: str, overrides: Sequence[str]) -> dict[s
     return {key: value for key, value in flat.items() if key not in ablation.keys | {"run.dir"}}
 
 
-def _run(row: Row, recipe: str, overrides: Sequence[str], out: Path) -> _Run:
-    config = _absolute(load_config(recipe, [*overrides, *row.overrides]))
-    return _Run(row, replace(config, run=replace(config.run, dir=str(out / row.run))), out / f"{row.run}.yaml")
+def _trial(variant: Variant, recipe: str, overrides: Sequence[str], out: Path) -> Trial:
+    config = _absolute(load_config(recipe, [*overrides, *variant.overrides]))
+    config = replace(config, run=replace(config.run, dir=str(out / variant.run)))
+    return Trial(variant, config, out / f"{variant.run}.yaml")
 
 
 def _absolute(config: Config) -> Config:
@@ -151,21 +158,21 @@ def _absolute(config: Config) -> Config:
     return replace(config, data=replace(config.data, corpus=str(Path(config.data.corpus).absolute())))
 
 
-def _recipe(run: _Run, recipe: str, overrides: Sequence[str]) -> str:
+def _recipe(run: Trial, recipe: str, overrides: Sequence[str]) -> str:
     """The YAML of a run: the user's recipe, with the overrides of the user and of the row."""
     is_file = recipe.endswith((".yaml", ".yml"))
     tree: dict[str, Any] = {"extends": str(Path(recipe).absolute()) if is_file else recipe}
-    for override in (*overrides, *run.row.overrides):
+    for override in (*overrides, *run.variant.overrides):
         apply_override(tree, override)
     tree.setdefault("run", {})["dir"] = run.config.run.dir
     tree.setdefault("data", {})["corpus"] = run.config.data.corpus
-    return f"# Written by `sctd ablate`: {run.row.label}.\n{yaml.safe_dump(tree, sort_keys=False)}"
+    return f"# Written by `sctd ablate`: {run.variant.label}.\n{yaml.safe_dump(tree, sort_keys=False)}"
 
 
 # ---- checks ------------------------------------------------------------------------------------------------------
 
 
-def _check_options(ablation: Ablation, overrides: Sequence[str], machine: Machine, scoring: Scoring) -> None:
+def _check_options(ablation: Ablation, overrides: Sequence[str], machine: Machine, scoring: Options) -> None:
     for option, value in (("--ranks", machine.ranks), ("--nodes", machine.nodes), ("--seeds", scoring.seeds)):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}: it must be at least 1")
@@ -189,11 +196,11 @@ def _check_options(ablation: Ablation, overrides: Sequence[str], machine: Machin
                 find_files(task, split, scoring.data_dir)
 
 
-def _check_folder(out: Path, ablation: Ablation, common: dict[str, Any], runs: Sequence[_Run]) -> None:
+def _check_folder(out: Path, ablation: Ablation, common: dict[str, Any], runs: Sequence[Trial]) -> None:
     """An ablation that has begun goes on as it was; any other folder must be empty."""
     if not (out / ABLATION).exists():
         if out.exists() and (not out.is_dir() or any(path.name[0] != "." for path in out.iterdir())):
-            raise UserError(f"{out} holds something that is no ablation: choose another folder with --out")
+            raise UserError(f"{out} holds something other than an ablation: choose another folder with --out")
         return
     found = read_ablation(out)
     if found["kind"] != ablation.kind:
@@ -208,18 +215,10 @@ def _check_folder(out: Path, ablation: Ablation, common: dict[str, Any], runs: S
                 )
 
 
-def _check_run(run: _Run, world: int) -> None:
-    """Whatever the run itself would refuse, on so many ranks."""
-    config, ds_config = check(run.config, None, world)
-    check_run_dir(run.folder, resume=run.begun)
-    if run.begun:
-        check_same_run(config, ds_config, run.folder)
-
-
 # ---- runs --------------------------------------------------------------------------------------------------------
 
 
-def _train(runs: Sequence[_Run], ranks: int) -> int:
+def _train(runs: Sequence[Trial], ranks: int) -> int:
     """Train what is not finished, one run after the other; 0, or the exit code of a run that was stopped."""
     pretraining = Pretraining()
     with pretraining.listening():
@@ -229,15 +228,19 @@ def _train(runs: Sequence[_Run], ranks: int) -> int:
             run.folder.mkdir(exist_ok=True)
             log = run.folder / _LOG
             said = log.stat().st_size if log.exists() else 0
-            place = f"[{number}/{len(runs)}] {run.row.label}"
-            print(f"{place}: {'goes on' if run.begun else 'starts'}, its log: {log}", flush=True)
+            place = f"[{number}/{len(runs)}] {run.variant.label}"
+            print(f"{place}: {'continues' if run.begun else 'starts'}, log: {log}", flush=True)
             code = pretraining.run(run.recipe, ranks, run.begun, log)
             if code == EXIT_STOPPED:
-                print(f"{place}: stopped; called again, it goes on", flush=True)
+                print(f"{place}: stopped; call it again to continue", flush=True)
                 return code
             if code:
                 raise _failure(f"{place}: ended with exit code {code}", code, log, said)
-            print(f"{place}: {_outcome(run)}", flush=True)
+            record = record_at(run.folder, goal_of(run.config))
+            loss = f"held-out loss {record['valid_loss']:.4f}, " if record.get("valid_loss") is not None else ""
+            print(
+                f"{place}: {record['step']:,} steps, {loss}{format_seconds(record['seconds'])} of training", flush=True
+            )
     return EXIT_STOPPED if pretraining.stopping else 0
 
 
@@ -249,23 +252,16 @@ def _failure(what: str, code: int, log: Path, start: int) -> Exception:
     return UserError(message) if code == EXIT_BAD_INPUT else RunError(message)
 
 
-def _outcome(run: _Run) -> str:
-    record = record_at(run.folder, goal_of(run.config))
-    loss = record.get("valid_loss")
-    held_out = f"held-out loss {loss:.4f}, " if loss is not None else ""
-    return f"{record['step']:,} steps, {held_out}{format_seconds(record['seconds'])} of training"
-
-
-def _submit(left: Sequence[_Run], machine: Machine, nodes: int, dry_run: bool = False) -> None:
+def _submit(left: Sequence[Trial], machine: Machine, nodes: int, dry_run: bool = False) -> None:
     """A job for each run that is in no queue yet."""
     jobs = {} if dry_run else _queued()
-    wanted = Wanted(nodes, machine.gpus_per_node, None, machine.time, None)
+    allocation = Allocation(nodes, machine.gpus_per_node, None, machine.time, None)
     for run in left:
         job = jobs.get(str(run.folder / "job.sh"))
         if job:
-            print(f"{run.row.label}: in the queue already, as job {job}")
+            print(f"{run.variant.label}: in the queue already, as job {job}")
         else:
-            submit(str(run.recipe), [], wanted, dry_run)
+            submit(str(run.recipe), [], allocation, dry_run)
 
 
 def _queued() -> dict[str, str]:
@@ -281,7 +277,7 @@ def _queued() -> dict[str, str]:
     return {script.strip(): job for job, script in pairs}
 
 
-def _show(runs: Sequence[_Run], left: Sequence[_Run], machine: Machine, scoring: Scoring) -> None:
+def _show(runs: Sequence[Trial], left: Sequence[Trial], machine: Machine, scoring: Options) -> None:
     """What would run: recipes, and commands in their order."""
     for run in runs:
         print(f"--- {run.recipe}\n{run.recipe.read_text(encoding='utf-8')}")
@@ -296,23 +292,20 @@ def _show(runs: Sequence[_Run], left: Sequence[_Run], machine: Machine, scoring:
         print(shlex.join(["sctd", "finetune", str(run.folder), *tasks, *data, "--seeds", str(scoring.seeds)]))
 
 
-def _finetune(runs: Sequence[_Run], scoring: Scoring) -> None:
+def _finetune(runs: Sequence[Trial], scoring: Options) -> None:
     """Each run, whatever becomes of the others; the first error is raised at the end."""
     errors = []
     for run in runs:
-        print(f"\n{run.row.label}:")
-        wanted = finetune.Wanted(scoring.tasks, scoring.data_dir, scoring.seeds)
+        print(f"\n{run.variant.label}:")
         try:
-            finetune.finetune(str(run.folder), wanted, out=None, cell=None, count=False)
+            finetune(str(run.folder), scoring, out=None, cell=None, count=False)
         except UserError as error:
-            errors.append(f"{run.row.label}: {error}")
+            errors.append(f"{run.variant.label}: {error}")
     if errors:
         more = f" (and {len(errors) - 1} more of the runs)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}")
 
 
-def _collect(ablation: Ablation, recipe: str, runs: Sequence[_Run], out: Path) -> None:
-    lines = [read_line(run.row, run.config, run.folder) for run in runs]
-    write_atomically(out / "ablation.csv", as_csv(lines))
-    write_atomically(out / "ablation.md", as_markdown(lines, ablation.title, recipe))
-    print(f"\n{ablation.title}: {out}\n{as_text(lines)}")
+def _collect(ablation: Ablation, recipe: str, runs: Sequence[Trial], out: Path) -> None:
+    lines = [read_line(run.variant, run.config, run.folder) for run in runs]
+    print(f"\n{ablation.title}: {out}\n{as_text(write_tables(out, lines, ablation.title, recipe))}")

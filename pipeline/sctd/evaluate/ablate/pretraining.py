@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -51,9 +51,13 @@ class Pretraining:
         """Train to the end, or to the stop; the exit code. What the run says is appended to `log`."""
         if self.stopping:
             return EXIT_STOPPED
+        first, *rest = words(recipe, ranks, resume)
+        launched = ["sctd", *rest]  # with this interpreter, whatever PATH says
+        if first == "deepspeed":  # another job may hold the usual port
+            launched = ["deepspeed.launcher.runner", "--master_port", str(free_port()), *rest]
         with log.open("ab") as out:
             process = subprocess.Popen(
-                _command(words(recipe, ranks, resume)),
+                [sys.executable, "-m", *launched],
                 env={name: value for name, value in os.environ.items() if not name.startswith(_OTHER_JOBS)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -71,14 +75,6 @@ class Pretraining:
         self.stopping = True
         if self._running is not None:
             _ask_to_stop(*self._running)
-
-
-def _command(written: Sequence[str]) -> list[str]:
-    """The same with this interpreter, whatever PATH says."""
-    modules = {"deepspeed": "deepspeed.launcher.runner", "sctd": "sctd"}
-    first, *rest = written
-    port = ["--master_port", str(free_port())] if first == "deepspeed" else []  # another job may hold the usual one
-    return [sys.executable, "-m", modules[first], *port, *rest]
 
 
 def _ask_to_stop(process: "subprocess.Popen[bytes]", ranks: int) -> None:

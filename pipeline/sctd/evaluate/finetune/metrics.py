@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,14 +54,9 @@ def _of_labels(name: str, labels: np.ndarray, guesses: np.ndarray, rows: Sequenc
         return metrics.f1_score(labels, guesses, zero_division=0)
     if name == "macro_f1":
         return metrics.f1_score(labels, guesses, average="macro", zero_division=0)
-    assert name == "exact_match", name
-    return _whole_groups(labels == guesses, rows)
-
-
-def _whole_groups(right: np.ndarray, rows: Sequence[Row]) -> float:
-    """The share of MultiRC's questions with a right answer to each of their answers."""
+    assert name == "exact_match", name  # the share of MultiRC's questions of which each answer is judged rightly
     groups: dict[str, bool] = {}
-    for row, is_right in zip(rows, right, strict=True):
+    for row, is_right in zip(rows, labels == guesses, strict=True):
         group = row.group  # type: ignore[union-attr]
         groups[group] = groups.get(group, True) and bool(is_right)
     return float(np.mean(list(groups.values())))
@@ -87,28 +82,21 @@ def _entities(rows: Sequence[Row], predictions: Sequence[Any], classes: Sequence
 
 
 def _answers(rows: Sequence[Row], predictions: Sequence[str]) -> dict[str, float]:
-    scores = {"exact_match": _same, "f1": _overlap}
-    found = {}
-    for name, score in scores.items():
-        found[name] = float(np.mean([_best(score, row, text) for row, text in zip(rows, predictions, strict=True)]))
-    return found
-
-
-def _best(score: Callable[[list[str], list[str]], float], row: Row, predicted: str) -> float:
-    """The best score over the gold answers. Those that are nothing but articles and punctuation do not count; where
+    """The best scores over the gold answers. Those that are nothing but articles and punctuation do not count; where
     none is left, the gold answer is that there is none."""
-    assert isinstance(row, SpanRow)
-    golds: Iterable[list[str]] = [words for words in (_words(text) for text, _ in row.answers) if words] or [[]]
-    return max(score(words, _words(predicted)) for words in golds)
+    exact, overlap = [], []
+    for row, predicted in zip(rows, predictions, strict=True):
+        assert isinstance(row, SpanRow)
+        words = _words(predicted)
+        golds = [gold for gold in (_words(text) for text, _ in row.answers) if gold] or [[]]
+        exact.append(words in golds)
+        overlap.append(max(_overlap(gold, words) for gold in golds))
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
 def _words(text: str) -> list[str]:
     """SQuAD's words: in lower case, without punctuation and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
-
-
-def _same(gold: list[str], predicted: list[str]) -> float:
-    return float(gold == predicted)
 
 
 def _overlap(gold: list[str], predicted: list[str]) -> float:

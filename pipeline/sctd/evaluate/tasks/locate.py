@@ -27,7 +27,10 @@ def find_files(task: Task, split: str, data_dir: Path | None) -> list[Path]:
     if data_dir and task.home is None and folders == [data_dir]:
         where += f" (it has no folder {' or '.join(task.folders)})"
     names = ", ".join(_names(task, split, folders[0]))
-    raise UserError(f"{task.name}: no {split} rows: looked in {where} for {names}: {_advice(task)}")
+    advice = "put one of them there, or leave out --data-dir to read the hub's"
+    if task.home is not None:
+        advice = "correct files in its YAML, or --data-dir"
+    raise UserError(f"{task.name}: no {split} rows: looked in {where} for {names}: {advice}")
 
 
 def has_files(task: Task, split: str, data_dir: Path | None) -> bool:
@@ -61,9 +64,9 @@ def _folders(task: Task, data_dir: Path | None) -> list[Path]:
     assert data_dir is not None
     below = _subfolders(data_dir)
     level_two = [folder for parent in below for folder in _subfolders(parent)]
-    named = [folder for folder in (*below, *level_two) if _plain(folder.name) in task.folders]
-    named.sort(key=lambda folder: task.folders.index(_plain(folder.name)))
-    own = _plain(data_dir.resolve().name) in task.folders
+    named = [folder for folder in (*below, *level_two) if _letters(folder.name) in task.folders]
+    named.sort(key=lambda folder: task.folders.index(_letters(folder.name)))
+    own = _letters(data_dir.resolve().name) in task.folders
     folders = [data_dir, *named] if own else [*named, data_dir]
     return next(([folder] for folder in folders if _in_folder(folder, _names(task, "train", folder))), folders)
 
@@ -75,7 +78,7 @@ def _subfolders(folder: Path) -> list[Path]:
         return []
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
@@ -94,9 +97,3 @@ def _in_folder(folder: Path, names: list[str]) -> list[Path]:
         if files := sorted(path for path in found if path.is_file()):
             return files
     return []
-
-
-def _advice(task: Task) -> str:
-    if task.home is not None:
-        return "correct files in its YAML, or --data-dir"
-    return "put one of them there, or leave out --data-dir to read the hub's"

@@ -1,4 +1,7 @@
-"""Files of rows, as records with named values: .tsv and .txt (tabs, no quoting), .csv, .jsonl and .parquet."""
+"""Files of rows, as entries with named values: .tsv and .txt (tabs, no quoting), .csv, .jsonl, .parquet, and the hub's.
+
+Lines are read here and not by a library: what is wrong with a file is said with the number of its line.
+"""
 
 import csv
 import json
@@ -9,55 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from sctd.errors import UserError
+from sctd.evaluate.tasks.task import Task
 
-_BOM = b"\xef\xbb\xbf"
 _SHOWN = 200  # characters of what stands in a line
+_BATCH_ROWS = 1000
 NO_LABEL = "-"  # MultiNLI's word for a row whose annotators did not agree
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Table:
-    """Records of one file or hub data set.
+class Entry:
+    """One line, row, question or sentence of a file or hub data set.
 
     Args:
-        name: for messages.
-        unit: what the places count: line | row | question | sentence at line.
-        records: (place from 1, values by the names of their columns).
+        where: it stands, for messages. values: by the names of their columns.
     """
 
-    name: str
-    unit: str
-    records: Iterator[tuple[int, Record]]
+    where: str
+    values: dict[str, Any]
 
-    def wrong(self, place: int, problem: str) -> UserError:
-        """What is wrong with the record of this place."""
-        return UserError(f"{self.name}, {self.unit} {place}: {problem}")
+    def wrong(self, problem: str) -> UserError:
+        return UserError(f"{self.where}: {problem}")
 
-    def value(self, place: int, record: Record, names: Sequence[str]) -> Any:
-        """The record's value in the first of these columns that it has.
+    def value(self, names: Sequence[str]) -> Any:
+        """The value in the first of these columns that is there.
 
         Raises:
-            UserError: it has none of them, or no value there.
+            UserError: there is none of them, or no value in it.
         """
-        name = next((name for name in names if name in record), None)
+        name = next((name for name in names if name in self.values), None)
         if name is None:
-            raise self.wrong(place, _no_column(names, record))
-        if record[name] is None:
-            raise self.wrong(place, f"column '{name}' has no value: fill it in or remove the row")
-        return record[name]
+            raise self.wrong(_no_column(names, self.values))
+        if self.values[name] is None:
+            raise self.wrong(f"column '{name}' has no value: fill it in or remove the row")
+        return self.values[name]
 
-    def text(self, place: int, record: Record, names: Sequence[str]) -> str:
+    def text(self, *names: str) -> str:
         """The same of a column that must hold text."""
-        value = self.value(place, record, names)
+        value = self.value(names)
         if not isinstance(value, str):
-            raise self.wrong(place, f"column {_either(names)} must hold text, found {type(value).__name__}")
+            raise self.wrong(f"column {_either(names)} must hold text, found {type(value).__name__}")
         return value
 
 
-def open_table(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence[str]) -> Table:
-    """The table in a file; it is read as its records are asked for, and faults come up there, as UserError.
+def table_entries(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence[str]) -> Iterator[Entry]:
+    """The entries of a table in a file; it is read as they are asked for, and faults come up there, as UserError.
 
     Args:
         wanted: for each value that is needed, the names that its column may have. A first line of text in which all
@@ -65,83 +63,62 @@ def open_table(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence[st
         columns: names of the columns where there is no header; () where there must be one.
     """
     if path.suffix == ".jsonl":
-        return Table(str(path), "line", _json_records(path))
+        return _json_lines(path)
     if path.suffix == ".parquet":
-        return Table(str(path), "row", _parquet_records(path))
-    return Table(str(path), "line", _cell_records(path, wanted, columns))
+        return _parquet(path)
+    return _lines_of_cells(path, wanted, columns)
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without its end) of the lines of a UTF-8 file; a byte order mark and CRs are taken away.
+def hub_entries(task: Task, split: str) -> Iterator[Entry]:
+    """A split on the Hugging Face hub, read by `datasets`, which keeps it on this machine.
+
+    Raises:
+        UserError: the hub has none, or cannot be reached.
+    """
+    import datasets
+
+    hub = task.hub
+    assert hub is not None
+    if split not in hub.splits:
+        raise UserError(f"{task.name}: {hub.id} has no split for {split}: give --data-dir with the task's files")
+    try:
+        found = datasets.load_dataset(hub.id, hub.config, split=hub.splits[split], revision=hub.revision)
+    except Exception as error:  # the hub client raises from a dozen unrelated classes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{task.name}: {hub.id} cannot be read from the hub ({reason}): give --data-dir with the task's files"
+        ) from None
+    return _rows(hub.id, found)
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file, without a byte order mark.
 
     Raises:
         UserError: it cannot be read, or other bytes are in it.
     """
-    offset = 0
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                start = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
-                try:
-                    yield number, raw[start:].rstrip(b"\r\n").decode()
-                except UnicodeDecodeError as error:
-                    raise not_utf8(path, offset + start + error.start) from None
-                offset += len(raw)
+        return path.read_bytes().decode().removeprefix("\ufeff")
     except OSError as error:
-        raise unreadable(path, error) from None
-
-
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, with the same errors."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    start = len(_BOM) if raw.startswith(_BOM) else 0
-    try:
-        return raw[start:].decode()
+        raise _unreadable(path, error) from None
     except UnicodeDecodeError as error:
-        raise not_utf8(path, start + error.start) from None
+        raise UserError(
+            f"{path}: the byte at offset {error.start} is not UTF-8: convert the file, or download it again"
+        ) from None
 
 
-def not_utf8(path: Path, offset: int) -> UserError:
-    """The error for a byte that is no UTF-8."""
-    return UserError(f"{path}: the byte at offset {offset} is not UTF-8: convert the file, or fetch it again")
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """The error for a file that the system or its library does not read."""
-    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return UserError(f"{path}: cannot be read ({reason}): fetch it again")
-
-
-def named_classes(schema: Any) -> dict[str, list[str]]:
-    """Names of the numbers in columns that hold classes or lists of them, of `datasets`' features."""
-    from datasets import ClassLabel
-
-    inner = {name: getattr(feature, "feature", feature) for name, feature in schema.items()}
-    return {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
-
-
-def with_names(record: Record, classes: dict[str, list[str]]) -> Record:
-    """The record with classes by their names instead of their numbers; -1, the hub's number of none, is NO_LABEL."""
-
-    def name(names: list[str], value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(names, item) for item in value]
-        if not isinstance(value, int) or value >= len(names):
-            return value
-        return names[value] if value >= 0 else NO_LABEL
-
-    return record | {column: name(names, record[column]) for column, names in classes.items()}
+def lines(path: Path) -> list[str]:
+    """Its lines without their ends; the same errors."""
+    return [line.rstrip("\r") for line in read_text(path).split("\n")]
 
 
 # ---- forms -------------------------------------------------------------------------------------------------------
 
 
-def _cell_records(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _lines_of_cells(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence[str]) -> Iterator[Entry]:
     header: list[str] | None = None
     for number, cells in _cells(path):
+        where = f"{path}, line {number}"
         if header is None:
             stripped = [cell.strip() for cell in cells]
             missing = [names for names in wanted if not set(names) & set(stripped)]
@@ -149,70 +126,82 @@ def _cell_records(path: Path, wanted: Sequence[Sequence[str]], columns: Sequence
                 header = stripped
                 continue
             if not columns:
-                raise UserError(f"{path}, line {number}: {_no_column(missing[0], stripped)}")
+                raise UserError(f"{where}: {_no_column(missing[0], stripped)}")
             header = []
         expected = header or columns
         if len(cells) < len(expected) or (header and len(cells) > len(expected)):
             raise UserError(
-                f"{path}, line {number}: {len(cells)} columns where {len(expected)} are expected "
-                f"({', '.join(expected)}): correct the line"
+                f"{where}: {len(cells)} columns where {len(expected)} are expected ({', '.join(expected)}): "
+                "correct the line"
             )
-        yield number, dict(zip(expected, cells, strict=False))
+        yield Entry(where, dict(zip(expected, cells, strict=False)))
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of the lines that are not blank. Tabs in the first line make any file one without quoting."""
-    source = lines(path)
-    first = next(source, None)
-    if first is None:
+    found = lines(path)
+    if path.suffix != ".csv" or "\t" in found[0]:
+        yield from ((number, line.split("\t")) for number, line in enumerate(found, 1) if line.strip())
         return
-    rest = _chain(first, source)
-    if path.suffix != ".csv" or "\t" in first[1]:
-        yield from ((number, line.split("\t")) for number, line in rest if line.strip())
-        return
-    reader = csv.reader((line + "\n" for _, line in rest), strict=True)
+    reader = csv.reader((line + "\n" for line in found), strict=True)
     try:
         yield from ((reader.line_num, cells) for cells in reader if any(cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}): correct its quotes") from None
 
 
-def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    yield first
-    yield from rest
-
-
-def _json_records(path: Path) -> Iterator[tuple[int, Record]]:
-    for number, line in lines(path):
+def _json_lines(path: Path) -> Iterator[Entry]:
+    for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            values = json.loads(line)
         except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
+            values = None
+        if not isinstance(values, dict):
             raise UserError(f"{path}, line {number}: not a JSON object: correct the line")
-        yield number, record
+        yield Entry(f"{path}, line {number}", values)
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
+def _parquet(path: Path) -> Iterator[Entry]:
     import pyarrow
     import pyarrow.parquet
+    from datasets import Dataset
 
-    number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            classes: dict[str, list[str]] = {}
-            if b"huggingface" in (file.schema_arrow.metadata or {}):
-                from datasets import Features
+        found = Dataset(pyarrow.parquet.read_table(path))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    yield from _rows(str(path), found)
 
-                classes = named_classes(Features.from_arrow_schema(file.schema_arrow))
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, with_names(record, classes)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise unreadable(path, error) from None
+
+def _rows(name: str, found: Any) -> Iterator[Entry]:
+    """Of a `datasets.Dataset`, classes by their names where it knows them."""
+    from datasets import ClassLabel
+
+    inner = {column: getattr(feature, "feature", feature) for column, feature in found.features.items()}
+    classes = {column: feature.names for column, feature in inner.items() if isinstance(feature, ClassLabel)}
+    number = 0
+    for batch in found.iter(_BATCH_ROWS):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            row = dict(zip(batch, values, strict=True))
+            named = {column: _named(row[column], names) for column, names in classes.items()}
+            yield Entry(f"{name}, row {number}", row | named)
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """The name of this class's number, or each of a list's; -1, the hub's number of none, is NO_LABEL."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if not isinstance(value, int) or value >= len(names):
+        return value
+    return names[value] if value >= 0 else NO_LABEL
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UserError(f"{path}: cannot be read ({reason}): download it again")
 
 
 def _no_column(names: Sequence[str], there: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ Users write kind, text, label and files, and what else differs from the defaults
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,8 @@ METRICS = {
 SPLITS = ("train", "dev", "dev_mm")
 OUTSIDE = "O"  # the tag of a word in no entity
 _SHIPPED = Path(__file__).parent / "catalogue"
-_OWN = "own"
-_OWN_METRICS = {
-    "classification": ("accuracy", "macro_f1"),
-    "regression": ("pearson", "spearman"),
-    "tags": ("f1", "precision", "recall"),
-}
-_OWN_DEFAULTS = {"lr": 2e-5, "batch_size": 32, "max_length": 256}
+_OWN_METRICS = {kind: METRICS[kind] for kind in ("regression", "tags")} | {"classification": ("accuracy", "macro_f1")}
+_OWN_DEFAULTS = {"suite": "own", "lr": 2e-5, "batch_size": 32, "max_length": 256}
 _OWN_EPOCHS = 10.0
 _TABLES = (".tsv", ".csv", ".txt", ".jsonl", ".parquet")  # what a user's classification or regression is read from
 _NOT_GIVEN = {"name", "home"}  # fields of a task that its YAML does not have
@@ -140,11 +135,12 @@ def load_tasks(specs: Sequence[str]) -> list[Task]:
     names = [name.strip() for spec in specs for name in spec.split(",") if name.strip()]
     tasks: dict[str, Task] = {}
     for name in names:
-        for task in _suite(name) if name in SUITES else [load_task(name)]:
+        in_suite = [task for task in map(load_task, task_names()) if task.suite == name]
+        for task in in_suite if name in SUITES else [load_task(name)]:
             if task != tasks.setdefault(task.name, task):
                 raise UserError(f"task {name}: another task is called '{task.name}' too: rename one of the files")
     if not tasks:
-        raise UserError(f"no task is named: give some of {', '.join(task_names())}, a suite or a YAML file")
+        raise UserError(f"no task is given: give some of {', '.join(task_names())}, a suite or a YAML file")
     return list(tasks.values())
 
 
@@ -158,10 +154,6 @@ def entity_types(tags: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(tag.partition("-")[2] for tag in tags if tag != OUTSIDE))
 
 
-def _suite(name: str) -> list[Task]:
-    return [task for task in map(load_task, task_names()) if task.suite == name]
-
-
 # ---- from YAML ---------------------------------------------------------------------------------------------------
 
 
@@ -169,14 +161,22 @@ def _read(path: Path, home: Path | None) -> Task:
     given = _given(path, own=home is not None)
     kind, kinds = given.get("kind"), METRICS if home is None else _OWN_METRICS
     if kind not in kinds:
-        raise UserError(f"task {path}: kind is {kind!r}: it must be one of {', '.join(kinds)}")
+        raise UserError(f"task {path}: kind is {kind!r}: it must be one of {', '.join(sorted(kinds))}")
+    defaults: dict[str, Any] = dict.fromkeys(("lr", "batch_size", "steps", "epochs")) | {"files": {}, "classes": ()}
     if home is not None:
-        given = _own_defaults(path, given)
-    given = {"lr": None, "batch_size": None, "steps": None, "epochs": None, "files": {}, "classes": ()} | given
+        if "files" not in given and "hub" not in given:
+            raise UserError(f"task {path}: files is missing: write files: {{train: NAME, dev: NAME}}")
+        defaults |= _OWN_DEFAULTS | {"title": path.stem, "metrics": _OWN_METRICS[kind]}
+        if "steps" not in given:
+            defaults["epochs"] = _OWN_EPOCHS
+        if kind == "tags":
+            defaults |= {"form": "conll", "text": ("tokens",), "label": ("tags", "ner_tags")}
+    given = defaults | given
     if kind == "tags" and given["classes"] and given["classes"][0] != OUTSIDE:
         given["classes"] = bio_tags(given["classes"])
     task = Task(**given | {"name": path.stem, "home": home})
-    _validate(path, task)
+    for wrong in _faults(task):
+        raise UserError(f"task {path}: {wrong}")
     return task
 
 
@@ -202,43 +202,33 @@ def _given(path: Path, own: bool) -> dict[str, Any]:
     return given
 
 
-def _own_defaults(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    kind = given["kind"]
-    if "files" not in given and "hub" not in given:
-        raise UserError(f"task {path}: files is missing: write files: {{train: NAME, dev: NAME}}")
-    defaults = _OWN_DEFAULTS | {"title": path.stem, "metrics": _OWN_METRICS[kind], "suite": _OWN}
-    if "steps" not in given:
-        defaults["epochs"] = _OWN_EPOCHS
-    if kind == "tags":
-        defaults |= {"form": "conll", "text": ("tokens",), "label": ("tags", "ner_tags")}
-    return defaults | given
-
-
-def _validate(path: Path, task: Task) -> None:
-    def require(condition: bool, problem: str) -> None:
-        if not condition:
-            raise UserError(f"task {path}: {problem}")
-
-    require((task.steps is None) != (task.epochs is None), "give either steps or epochs")
-    known = METRICS[task.kind]
+def _faults(task: Task) -> Iterator[str]:
+    """What is wrong with a task whose values are each of their type."""
+    if (task.steps is None) == (task.epochs is None):
+        yield "give either steps or epochs"
     for metric in task.metrics:
-        require(metric in known, f"metric {metric!r} is none of {task.kind}: {nearest(metric, known)}")
-    in_groups = task.form == "multirc" or task.kind == "span"
-    require(in_groups or "exact_match" not in task.metrics, "exact_match is of MultiRC and SQuAD: name another metric")
-    require(task.kind in ("classification", "tags") or not task.classes, f"{task.kind} has no classes: remove them")
-    require(len(set(task.classes)) == len(task.classes), "a class is named twice: name each once")
-    require(len(task.classes) != 1, "one class alone is none: name two or more")
-    binary = len(task.classes) in (0, 2) or task.kind != "classification"
-    require(binary or "f1" not in task.metrics, f"f1 is of two classes, not {len(task.classes)}: name macro_f1 instead")
-    if task.form == "table":
-        require(bool(task.text), "text is missing: name the column of the text")
-        require(bool(task.label), "label is missing: name the column of the label")
+        if metric not in METRICS[task.kind]:
+            yield f"metric {metric!r} is not one of {task.kind}: {nearest(metric, METRICS[task.kind])}"
+    if "exact_match" in task.metrics and task.form != "multirc" and task.kind != "span":
+        yield "exact_match is only for MultiRC and SQuAD: use another metric"
+    if task.classes and task.kind not in ("classification", "tags"):
+        yield f"{task.kind} has no classes: remove them"
+    if len(set(task.classes)) < len(task.classes):
+        yield "a class is named twice: name each once"
+    if len(task.classes) == 1:
+        yield "there is only one class: name two or more"
+    if "f1" in task.metrics and task.kind == "classification" and len(task.classes) not in (0, 2):
+        yield f"f1 needs two classes, not {len(task.classes)}: use macro_f1 instead"
+    for name in ("text", "label") if task.form == "table" else ():
+        if not getattr(task, name):
+            yield f"{name} is missing: name the column of the {name}"
     for split in ("train", "dev"):
-        there = split in task.files or (task.hub and split in task.hub.splits)
-        require(bool(there), f"no file or split of the hub is named for {split}: add it")
+        if split not in task.files and not (task.hub and split in task.hub.splits):
+            yield f"no file or split of the hub is given for {split}: add it"
     if task.home is not None and task.kind != "tags":
         for name in (name for names in task.files.values() for name in names):
-            require(Path(name).suffix in _TABLES, f"file {name}: its ending must be one of {', '.join(_TABLES)}")
+            if Path(name).suffix not in _TABLES:
+                yield f"file {name}: its ending must be one of {', '.join(_TABLES)}"
 
 
 def _number(value: Any) -> float | None:
