@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """The file has the old text or the new one, whatever happens meanwhile, and it is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
+    own = f"{os.getpid()}-{threading.get_ident()}"  # two processes or threads may write the same file
+    temporary = path.with_name(f".{path.name}.{own}.tmp")
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
@@ -42,6 +44,15 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """None where the file is missing, cannot be read, or holds no JSON object."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager
@@ -134,7 +145,7 @@ def holder(path: Path) -> str | None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -3,8 +3,11 @@
 All that changes in the course of a run is one of these, so that nothing of it needs to be saved or replayed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+
+from sctd.config import ScheduleConfig
 
 T = TypeVar("T")
 
@@ -40,3 +43,22 @@ def ramp(first: int, last: int, start: float, end: float, shape: Callable[[float
         return end + (start - end) * (left if shape is None else shape(left))
 
     return value
+
+
+def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> Schedule[float]:
+    """The rate over a horizon of `steps`.
+
+    Linear warm-up to `peak`, then: `linear`, `polynomial` (of `power`) or `cosine` decay, or `wsd`: constant, with a
+    linear decay over the last `decay_steps`. A decay would arrive at `final_lr` one step after the horizon: the last
+    step trains too.
+    """
+    warmup = config.warmup_steps
+    start = steps - config.decay_steps if config.name == "wsd" else warmup
+    shapes = {
+        "cosine": lambda left: 0.5 * (1 + math.cos(math.pi * (1 - left))),
+        "polynomial": lambda left: left**config.power,
+    }
+    decay = ramp(start, steps + 1, peak, config.final_lr, shapes.get(config.name))
+    if config.name == "wsd" and not config.decay_steps:
+        return Schedule((1, ramp(0, warmup, 0.0, peak)), (warmup + 1, peak))
+    return Schedule((1, ramp(0, warmup, 0.0, peak)), (warmup + 1, peak), (start + 1, decay))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sctd.data import hashing
-from sctd.data.hashing import below, hash64, mix64
+from sctd.data import draws
+from sctd.data.draws import below, hash64, mix64
 
 MASK = 2**64 - 1
-STREAMS = [value for name, value in vars(hashing).items() if name.startswith("STREAM_")]
+STREAMS = [value for name, value in vars(draws).items() if name.startswith("STREAM_")]
 
 
 def splitmix(x: int) -> int:

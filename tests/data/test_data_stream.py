@@ -12,8 +12,8 @@ import torch
 
 from sctd.config import Config, DataConfig
 from sctd.corpus.manifest import Manifest, load_corpus_tokenizer
-from sctd.corpus.prepare.job import Wanted
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from sctd.data import stream as stream_module
 from sctd.data.masking import Masker, build_masker, target_count
 from sctd.data.order import row_of_sample
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     documents = [f"Document {i}: " + " ".join(rng.choice(WORDS, 40)) for i in range(120)]
     (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
     out = folder / "corpus"
-    wanted = Wanted((str(folder / "text.txt"),), (LENGTH,), vocab_size=320, valid_fraction=0.25)
+    wanted = CorpusSettings((str(folder / "text.txt"),), (LENGTH,), vocab_size=320, valid_fraction=0.25)
     manifest = prepare(wanted, out, log=lambda line: None)
     return out, manifest
 
@@ -133,7 +133,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Three sources of different sizes, the smallest with half of the samples; rows of two lengths."""
     folder = tmp_path_factory.mktemp("mixed")
     names = [write(folder / f"{n}.jsonl", documents(count, seed=n)) for n, count in enumerate((150, 60, 30))]
-    wanted = Wanted(
+    wanted = CorpusSettings(
         tuple(f"s{n}={name}" for n, name in enumerate(names)), (16, LENGTH), vocab_size=320, valid_fraction=0.25,
         weights=("s2=0.5",),
     )  # fmt: skip

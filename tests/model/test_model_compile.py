@@ -13,6 +13,9 @@ from sctd.objective.schedule import Phase
 VOCAB, LENGTH, SEP = 60, 32, 3
 
 
+pytestmark = pytest.mark.run
+
+
 def make_model(per_layer: bool, document_end: int | None, family: str) -> PretrainingModel:
     torch.manual_seed(0)
     layers, first = {"bert": (4, 1), "modernbert": (3, 0)}[family]  # tracing takes seconds for each layer

@@ -14,12 +14,11 @@ from sctd.config import FAMILIES, ModelConfig, ObjectiveConfig, config_from_dict
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.model.bert import Bert, BertShape
 from sctd.model.token_dropping import TokenDropping
-from sctd.objective.arms import ARMS, Selection
+from sctd.objective.arms import ARMS, KeepBy
 from sctd.objective.build import build_model
 from sctd.objective.importance import ImportanceTable
-from sctd.objective.pretraining import PretrainingModel
+from sctd.objective.pretraining import PretrainingModel, hidden_kl
 from sctd.objective.schedule import Phase
-from sctd.objective.semantic import hidden_kl
 from support import accumulate
 
 VOCAB, LENGTH, KEEP, TARGETS, PAD, CLS, MASK = 90, 32, 16, 5, 0, 2, 4
@@ -371,7 +370,7 @@ def test_a_full_step_of_each_arm(arm: str) -> None:
         found.append(run(model, make_batch(), Phase.FULL))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(grad, found[1][2][name]) for name, grad in found[0][2].items())
-    assert (model.importance is not None) == (ARMS[arm].selection is Selection.IMPORTANCE)
+    assert (model.importance is not None) == (ARMS[arm].keep_by is KeepBy.IMPORTANCE)
     if model.importance is not None:
         assert int(model.importance.sum_count_2V[1].sum()) == make_batch()["labels"].numel()
 

@@ -7,7 +7,7 @@ import pytest
 
 from sctd.config import ObjectiveConfig, config_from_dict
 from sctd.errors import UserError
-from sctd.objective.arms import ARMS, Selection
+from sctd.objective.arms import ARMS, KeepBy
 from sctd.objective.build import build_hook
 from sctd.objective.schedule import HybridScheduleHook, Phase
 
@@ -175,7 +175,7 @@ def test_arms_are_the_ones_of_the_method() -> None:
     assert set(ARMS) == {"baseline", "token_drop", "sctd", "random_drop", "random_ltd"}
     assert [name for name, arm in ARMS.items() if arm.aligns] == ["sctd"]
     assert [name for name, arm in ARMS.items() if not arm.drops] == ["baseline"]
-    assert {name for name, arm in ARMS.items() if arm.selection is Selection.IMPORTANCE} == {"token_drop", "sctd"}
+    assert {name for name, arm in ARMS.items() if arm.keep_by is KeepBy.IMPORTANCE} == {"token_drop", "sctd"}
 
 
 @pytest.mark.parametrize("switches", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])

@@ -119,12 +119,6 @@ def test_recomputation_adds_the_layers_forward_and_no_more() -> None:
     assert 1.25 < extra < 4 / 3  # all but the head
 
 
-def test_flops_of_a_token_count_real_tokens_only() -> None:
-    flops = make(BASE, 512)
-    assert flops.token(Phase.DROP, 256) * 512 == flops.row(Phase.DROP, 256)
-    assert flops.token(Phase.DROP, 256, padding=0.5) == 2 * flops.token(Phase.DROP, 256)
-
-
 @pytest.mark.parametrize(
     ("name", "key"),
     [

@@ -1,9 +1,7 @@
 """What happens to runs on other people's machines: signals at bad moments, full disks, clocks that jump."""
 
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sctd.jobs.verify import kill, start
 from sctd.train.keep.checkpoint import newest_whole
-from sctd.verify import kill, start
-from support import assert_same_run, environment, launcher, records, sctd, train, until
+from support import assert_same_run, environment, records, sctd, start_ranks, train, until
 
 STEPS = ("train.steps=30", "train.valid_every=5", "train.save_every=5")
 SAVES = ("train.steps=12", "train.save_every=2", "train.keep_checkpoints=5")
@@ -65,17 +63,15 @@ def test_sigterm_to_one_rank_of_two(place: str, recipe: Path, whole: Path, tmp_p
     """Wherever it hits, both ranks save and stop, and the run ends as if nothing had been."""
     script, run_dir = tmp_path / "slow.py", tmp_path / "run"
     script.write_text(SLOW, encoding="utf-8")
-    command = [*launcher("torchrun", 2)[:-1], str(script), place, str(tmp_path), "pretrain", str(recipe)]
-    process = subprocess.Popen(
-        [*command, f"run.dir={run_dir}", *STEPS],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    words = (place, tmp_path, "pretrain", recipe, f"run.dir={run_dir}", *STEPS)
+    children = start_ranks(*words, ranks=2, program=script, merged=True)
+    ended = lambda: any(each.poll() is not None for each in children)  # noqa: E731
     marker = tmp_path / f"{place}-1"
-    until(lambda: process.poll() is not None or marker.exists() and marker.read_text(), f"rank 1 in {place}", 120)
-    assert process.poll() is None, process.communicate()[0]
-    os.kill(int(marker.read_text()), signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert "continue with --resume" in said, said
+    until(lambda: ended() or marker.exists() and marker.read_text(), f"rank 1 in {place}", 120)
+    assert not ended(), children[0].output
+    children[1].terminate()
+    said = [each.communicate(timeout=120)[0] for each in children]
+    assert "continue with --resume" in said[0], said
     stopped = records(run_dir)[-1]["step"]
     assert stopped < 30
     assert newest_whole(run_dir) == run_dir / "checkpoints" / f"step-{stopped:08d}"
@@ -84,7 +80,7 @@ def test_sigterm_to_one_rank_of_two(place: str, recipe: Path, whole: Path, tmp_p
 
 
 def test_sigkill_at_moments_of_chance(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ranks of a run that saves at every step, five times; `benchmarks/attacks.py` does it longer."""
+    """Both ranks of a run that saves at every step, five times; `benchmarks/reliability.py attacks` does it longer."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     run_dir, chance, steps = tmp_path / "run", random.Random(), ("train.steps=150", "train.save_every=1")

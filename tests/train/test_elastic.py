@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from sctd.errors import UserError
+from sctd.jobs.verify import compare
 from sctd.train.engine.state import StateFiles
 from sctd.train.keep.checkpoint import newest_whole, read_weights
-from sctd.verify import compare
 from support import records, sctd, train
 
 # Attention's dropout is drawn for each rank; all other dropout belongs to the rows and stays on.

@@ -8,7 +8,7 @@ import pytest
 
 from sctd.config import Config, load_config, to_yaml
 from sctd.errors import UserError
-from sctd.train.engine.engine import read_deepspeed_json, resolve
+from sctd.train.engine.resolve import read_deepspeed_json, resolve
 from sctd.train.keep.run_folder import check_same_run
 
 

@@ -102,6 +102,4 @@ def test_time_to_the_end_goes_by_the_work_that_is_left(recipe: Path, manifest: M
     for step, goal in ((4, 40), (10, 40), (30, 40), (35, 40), (40, 40), (4, 20)):
         left = work.seconds_left({"step": step, "flops_per_s": 1e6}, goal)
         assert left == pytest.approx((until[goal] - until[step]) / 1e6, abs=1e-9)
-    old = {"step": 4, "step_seconds": 0.5}  # a record of before there was a rate of FLOPs
-    assert work.seconds_left(old, 40) == 18
     assert build_hook(config, 64).phase(30) is Phase.DROP and build_hook(config, 64).phase(31) is Phase.FULL

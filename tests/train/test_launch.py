@@ -1,14 +1,13 @@
 """Who am I among how many: what each launcher says, and real ones that all start the same run."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from sctd.errors import UserError
 from sctd.train.engine.launch import Launch, discover
-from support import environment, launcher, records, train
+from support import launched, records
 
 SLURM = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "28", "SLURM_STEP_TASKS_PER_NODE": "8(x3),4",
@@ -63,7 +62,8 @@ def test_a_launcher_that_says_half(env: dict[str, str], words: str, monkeypatch:
 @pytest.fixture(scope="module")
 def by_deepspeed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("launch") / "run"
-    train(recipe, run_dir, "train.steps=5", ranks=2)
+    done = launched("deepspeed", 2, "pretrain", recipe, f"run.dir={run_dir}", "train.steps=5")
+    assert done.returncode == 0, done.stdout + done.stderr
     return run_dir
 
 
@@ -73,8 +73,7 @@ def test_every_launcher_starts_the_same_run(name: str, recipe: Path, by_deepspee
         pytest.importorskip("mpi4py")
         if shutil.which("mpirun") is None:
             pytest.skip("mpirun is not installed")
-    command = [*launcher(name, 2), "sctd", "pretrain", str(recipe), f"run.dir={tmp_path}", "train.steps=5"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = launched(name, 2, "pretrain", recipe, f"run.dir={tmp_path}", "train.steps=5")
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in done.stdout
     for key in ("loss", "ledger"):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sctd.config import ScheduleConfig
-from sctd.train.engine.learning_rate import learning_rate
+from sctd.schedule import learning_rate
 
 PEAK, STEPS = 2e-4, 1000
 NAMES = ("linear", "polynomial", "cosine", "wsd")

@@ -16,9 +16,9 @@ from sctd.objective.flops import Work
 from sctd.objective.schedule import Phase
 from sctd.train.keep.checkpoint import Progress
 from sctd.train.keep.metrics import LOSSES
-from sctd.train.loop import loop, monitor
-from sctd.train.loop.loop import Window
+from sctd.train.loop import monitor, recorder
 from sctd.train.loop.monitor import LossMeter
+from sctd.train.loop.recorder import Window
 from small_models import VOCABULARY, small
 
 PAD, LENGTH, SHORT, ROWS = 7, 64, 32, 8
@@ -28,7 +28,7 @@ PAD, LENGTH, SHORT, ROWS = 7, 64, 32, 8
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As much of a run as the window looks at: sctd with F = 2 and recomputation, its first step on short rows, its
     fourth and last on the full path; two ranks of 1 GFLOP/s."""
-    monkeypatch.setattr(loop, "special_ids", lambda tokenizer: SimpleNamespace(pad=PAD))
+    monkeypatch.setattr(recorder, "special_ids", lambda tokenizer: SimpleNamespace(pad=PAD))
     config = config_from_dict(
         {
             "arm": "sctd",

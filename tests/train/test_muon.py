@@ -26,8 +26,9 @@ from sctd.errors import UserError
 from sctd.model.bert import Bert, BertShape
 from sctd.train.engine import muon, state
 from sctd.train.engine.distributed import World, init_world
-from sctd.train.engine.engine import StepWatch, _parameter_groups, build_engine, resolve
+from sctd.train.engine.engine import StepWatch, _parameter_groups, build_engine
 from sctd.train.engine.launch import discover
+from sctd.train.engine.resolve import resolve
 from sctd.train.engine.state import StateFiles, Stretch
 from support import ROOT, assert_same_run, environment, free_port, records, train
 
@@ -460,8 +461,9 @@ def test_configurations_that_are_refused(user: dict[str, Any], overrides: list[s
     assert "\n" not in str(refused.value)
 
 
-def test_checkpoints_from_before_there_were_two_kinds_of_state_load(tmp_path: Path) -> None:
-    model = nn.Linear(3, 2)
+def test_a_state_goes_into_a_fresh_optimizer_and_its_models_tables(tmp_path: Path) -> None:
+    model: Any = nn.Linear(3, 2)
+    model.tables = {"scores": torch.arange(4.0)}
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     engine: Any = SimpleNamespace(
         module=model, optimizer=optimizer, lr_scheduler=None, torch_autocast_z0_gradscaler=None, skipped_steps=0,
@@ -470,13 +472,15 @@ def test_checkpoints_from_before_there_were_two_kinds_of_state_load(tmp_path: Pa
     model(torch.ones(3)).sum().backward()
     optimizer.step()
     tensors, facts = state.snapshot(engine, World(0, 1, torch.device("cpu")))
-    (kind,) = facts.pop("states")
+    (kind,) = facts["states"]
     assert kind == {"moments": ["exp_avg", "exp_avg_sq"], "scalars": {"step": [1.0, True]}}
     save_file(tensors, tmp_path / "rank-0.safetensors")
     engine.module = nn.Linear(3, 2)
+    engine.module.tables = {"scores": torch.zeros(4)}
     engine.optimizer = torch.optim.AdamW(engine.module.parameters(), fused=True)
-    state.restore(engine, StateFiles(tmp_path, "rank-*"), facts | kind, 1)
+    state.restore(engine, StateFiles(tmp_path, "rank-*"), facts, 1)
     assert torch.equal(engine.module.weight, model.weight)
+    assert torch.equal(engine.module.tables["scores"], torch.arange(4.0))
     assert engine.optimizer.state_dict()["state"].keys() == {0, 1}
     for old, new in zip(optimizer.state.values(), engine.optimizer.state.values(), strict=True):
         assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old)

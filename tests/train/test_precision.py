@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from sctd.train.engine import precision
-from sctd.train.engine.precision import fastest_precision
+from sctd.train.engine import devices
+from sctd.train.engine.devices import fastest_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_a_cpu_gets_one_of_the_two_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_SECONDS", 0.02)
+def test_a_cpu_gets_one_of_the_two_it_has() -> None:
     chosen, why = fastest_precision(CPU)
     other = {"bf16": "fp32", "fp32": "bf16"}[chosen]
     times, words = why.split(" ", 1)
@@ -20,7 +19,7 @@ def test_a_cpu_gets_one_of_the_two_it_has(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(("bf16", "chosen", "other"), [(30.0, "bf16", "fp32"), (4.0, "fp32", "bf16")])
 def test_the_faster_one_is_chosen(monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: str, other: str) -> None:
     rates = {torch.float32: 10.0, torch.bfloat16: bf16}
-    monkeypatch.setattr(precision, "_rate", rates.__getitem__)
+    monkeypatch.setattr(devices, "_products", rates.__getitem__)
     times = max(bf16, 10.0) / min(bf16, 10.0)
     assert fastest_precision(CPU) == (chosen, f"{times:.1f} times as fast as {other} on this CPU")
 
@@ -28,9 +27,9 @@ def test_the_faster_one_is_chosen(monkeypatch: pytest.MonkeyPatch, bf16: float, 
 def test_the_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other work on the machine makes products slower, and none faster."""
     now, seconds = [0.0], iter([0.05, 0.01, 0.08, 0.05, 0.05])
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(precision.torch, "mm", lambda a, b: now.__setitem__(0, now[0] + next(seconds)))
-    assert precision._rate(torch.float32) == pytest.approx(100.0)
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(devices.torch, "mm", lambda a, b: now.__setitem__(0, now[0] + next(seconds)))
+    assert devices._products(torch.float32) == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp16")])

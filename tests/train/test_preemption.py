@@ -1,8 +1,6 @@
 """Stopping on request: a run that was stopped anywhere ends as if it never had been."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from sctd.files import free_port
 from sctd.train.engine.distributed import World
 from sctd.train.keep.preemption import Mailbox, Requests
-from support import assert_same_run, environment, launcher, records, sctd, train, until
+from support import Child, assert_same_run, records, sctd, start_ranks, train, until
 
 STEPS = ("train.steps=40", "train.log_every=1", "train.save_every=0")
 
@@ -27,16 +25,13 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, P
     return {ranks: folder / str(ranks) for ranks in (1, 2)}
 
 
-def start(recipe: Path, run_dir: Path, ranks: int) -> "subprocess.Popen[str]":
-    """A run in the background that has trained its first steps."""
-    command = [*(launcher("torchrun", ranks) if ranks > 1 else [sys.executable, "-m"]), "sctd", "pretrain"]
-    process = subprocess.Popen(
-        [*command, str(recipe), f"run.dir={run_dir}", *STEPS],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    until(lambda: process.poll() is not None or has_trained(run_dir, 3), "third step", 120)
-    assert process.poll() is None, process.communicate()[0]
-    return process
+def start(recipe: Path, run_dir: Path, ranks: int) -> list[Child]:
+    """A run in the background that has trained its first steps: its ranks."""
+    children = start_ranks("pretrain", recipe, f"run.dir={run_dir}", *STEPS, ranks=ranks, merged=True)
+    ended = lambda: any(each.poll() is not None for each in children)  # noqa: E731
+    until(lambda: ended() or has_trained(run_dir, 3), "third step", 120)
+    assert not ended(), children[0].output
+    return children
 
 
 def has_trained(run_dir: Path, steps: int) -> bool:
@@ -49,7 +44,7 @@ def finish(recipe: Path, run_dir: Path, ranks: int, whole: dict[int, Path]) -> N
     assert_same_run(run_dir, whole[ranks])
 
 
-def by_file(process: "subprocess.Popen[str]", run_dir: Path) -> None:
+def by_file(process: Child, run_dir: Path) -> None:
     (run_dir / "STOP").touch()
 
 
@@ -63,9 +58,9 @@ def by_file(process: "subprocess.Popen[str]", run_dir: Path) -> None:
     ids=["SIGUSR1", "SIGTERM", "STOP"],
 )
 def test_one_rank_is_asked_to_stop(
-    ask: Callable[["subprocess.Popen[str]", Path], None], recipe: Path, tmp_path: Path, whole: dict[int, Path]
+    ask: Callable[[Child, Path], None], recipe: Path, tmp_path: Path, whole: dict[int, Path]
 ) -> None:
-    process = start(recipe, tmp_path, 1)
+    (process,) = start(recipe, tmp_path, 1)
     ask(process, tmp_path)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
@@ -75,23 +70,18 @@ def test_one_rank_is_asked_to_stop(
 
 
 def test_one_rank_of_two_is_asked_and_both_stop(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
-    process = start(recipe, tmp_path, 2)
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    subprocess.run(["kill", "-USR1", found.stdout.split()[-1]], check=True)  # rank 1: not the one that writes
-    said, _ = process.communicate(timeout=60)
-    assert "continue with --resume" in said, said
+    children = start(recipe, tmp_path, 2)
+    children[1].send_signal(signal.SIGUSR1)  # not the one that writes
+    said = [each.communicate(timeout=60)[0] for each in children]
+    assert "continue with --resume" in said[0] and [each.returncode for each in children] == [75, 75], said
     finish(recipe, tmp_path, 2, whole)
 
 
 def test_a_signal_before_the_first_step_ends_the_process(recipe: Path, tmp_path: Path) -> None:
     """Rank 0 of two waits for a second one that never comes: it says so, and stops when asked."""
     told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sctd", "pretrain", str(recipe), f"run.dir={tmp_path / 'run'}"],
-        env=environment() | told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert any("waiting for rank 1 of 2" in line for line in process.stdout)
+    process = Child(["pretrain", recipe, f"run.dir={tmp_path / 'run'}"], merged=True, **told)
+    until(lambda: "waiting for rank 1 of 2" in process.output, "a word on rank 1")
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 75 and "SIGTERM) before the first step" in said, said
@@ -108,7 +98,7 @@ def test_requests_that_cannot_be_read_are_none(tmp_path: Path) -> None:
 
 
 def test_a_save_on_request(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
-    process = start(recipe, tmp_path, 1)
+    (process,) = start(recipe, tmp_path, 1)
     (tmp_path / "SAVE").touch()
     until(lambda: (tmp_path / "checkpoints" / "latest").exists(), "a checkpoint")
     process.kill()  # so that there is nothing but this checkpoint to go on from
@@ -120,7 +110,7 @@ def test_a_save_on_request(recipe: Path, tmp_path: Path, whole: dict[int, Path])
 def test_a_run_that_died_before_its_first_save_starts_again(
     recipe: Path, tmp_path: Path, whole: dict[int, Path]
 ) -> None:
-    process = start(recipe, tmp_path, 1)
+    (process,) = start(recipe, tmp_path, 1)
     process.kill()
     process.communicate()
     done = train(recipe, tmp_path, *STEPS, "--resume")
@@ -129,7 +119,7 @@ def test_a_run_that_died_before_its_first_save_starts_again(
 
 
 def test_a_second_job_on_a_run_is_refused(recipe: Path, tmp_path: Path, whole: dict[int, Path]) -> None:
-    process = start(recipe, tmp_path, 1)
+    (process,) = start(recipe, tmp_path, 1)
     process.send_signal(signal.SIGSTOP)  # so that it does not end before the second one asks
     try:
         began = time.monotonic()

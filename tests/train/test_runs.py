@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from sctd.corpus.prepare.job import Wanted
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from sctd.corpus.sources.source import read_documents
 from sctd.train.keep.checkpoint import read_importance
 from support import ROOT, assert_same_run, records, sctd, train
@@ -344,7 +344,7 @@ def two_lengths(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("a", texts[:60]), ("b", texts[60:])):
         write(folder / f"{name}.jsonl", part)
     sources = tuple(f"{name}={folder}/{name}.jsonl" for name in "ab")
-    wanted = Wanted(sources, (32, 64), vocab_size=512, valid_fraction=0.1, weights=("b=0.5",))
+    wanted = CorpusSettings(sources, (32, 64), vocab_size=512, valid_fraction=0.1, weights=("b=0.5",))
     prepare(wanted, folder / "corpus", log=lambda _: None)
     path = folder / "lengths.yaml"
     path.write_text(f"extends: {recipe}\ndata: {{corpus: {folder / 'corpus'}, warmup_seq_len: 32, warmup_steps: 5}}\n")

@@ -18,7 +18,7 @@ from sctd.model.token_dropping import LayerPlan
 from sctd.objective.pretraining import PretrainingModel
 from sctd.train.engine.distributed import World
 from sctd.train.loop import validation as module
-from sctd.train.loop.validation import context_use, validate
+from sctd.train.loop.validation import context_use, held_out
 
 VOCAB, LENGTH, MASK = 60, 32, 4
 T = TypeVar("T")
@@ -117,7 +117,7 @@ Never = lambda: False  # noqa: E731
 def measured(
     world: World, model: PretrainingModel, masker: Masker, limit: int = 40, batch: int = 6
 ) -> dict[str, float]:
-    return validate(Engine(model), ROWS, masker, limit, batch, world, Never)  # type: ignore[arg-type]
+    return held_out(Engine(model), ROWS, masker, limit, batch, world, Never)  # type: ignore[arg-type]
 
 
 def by_hand(model: PretrainingModel, masker: Masker, limit: int = 40) -> dict[str, Any]:
@@ -197,5 +197,5 @@ def test_a_request_to_stop_ends_it_without_an_answer(batches: int) -> None:
         return len(asked) > batches
 
     world = World(0, 1, torch.device("cpu"))
-    assert validate(Engine(model), ROWS, make_masker(), 40, 6, world, stop) == {}  # type: ignore[arg-type]
+    assert held_out(Engine(model), ROWS, make_masker(), 40, 6, world, stop) == {}  # type: ignore[arg-type]
     assert asked == [False] * (batches + 1) and model.training

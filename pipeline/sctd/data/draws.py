@@ -1,4 +1,4 @@
-"""Counter-based random numbers in numpy: a value is a function of its seed and its counters, nothing is stored.
+"""Counter-based random draws in numpy: a value is a function of its seed and its counters, nothing is stored.
 
 The mixer is SplitMix64 (Steele, Lea and Flood 2014, figure 15).
 """
@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 
 # What a number is drawn for. Distinct streams are independent for the same seed and sample.
-STREAM_ORDER, STREAM_MASK, STREAM_KIND, STREAM_TOKEN, STREAM_TIES, STREAM_VALID, STREAM_DROPOUT, STREAM_SOURCE = range(
-    8
-)
+STREAM_ORDER, STREAM_MASK, STREAM_KIND, STREAM_TOKEN = range(4)
+STREAM_TIES, STREAM_VALID, STREAM_DROPOUT, STREAM_SOURCE = range(4, 8)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest
-from sctd.data.hashing import STREAM_KIND, STREAM_MASK, STREAM_TOKEN, below, hash64
+from sctd.data.draws import STREAM_KIND, STREAM_MASK, STREAM_TOKEN, below, hash64
 from sctd.errors import UserError
 from sctd.schedule import Schedule
 
@@ -113,16 +113,13 @@ class Masker:
                 f"sample {int(sample_B1[row, 0])}: {int(maskable[row])} maskable tokens for {count} targets; "
                 "lower data.mask_probability or data.mask_stages, or prepare the corpus again"
             )
-        position_S = np.arange(length, dtype=np.uint64)
-        if self.continuation_V is None:
-            key_BS = hash64(self.seed, STREAM_MASK, sample_B1, position_S)
-        else:
-            starts_BS = np.where(self.continuation_V[ids_BS], 0, np.arange(length))
-            word_BS = np.maximum.accumulate(starts_BS, axis=1).astype(np.uint64)
-            key_BS = hash64(self.seed, STREAM_MASK, sample_B1, word_BS)
+        start = np.arange(length)
+        if self.continuation_V is not None:
+            start = np.maximum.accumulate(np.where(self.continuation_V[ids_BS], 0, start), axis=1)
+        key_BS = hash64(self.seed, STREAM_MASK, sample_B1, start.astype(np.uint64))
         key_BS[is_special_BS] = _LAST
         if self.continuation_V is None:
-            chosen_BM = np.argpartition(key_BS, count - 1, axis=1)[:, :count]
-        else:
-            chosen_BM = np.argsort(key_BS, axis=1, kind="stable")[:, :count]
-        return np.sort(chosen_BM, axis=1)
+            order_BS = np.argpartition(key_BS, count - 1, axis=1)
+        else:  # equal keys: in the order of the row
+            order_BS = np.argsort(key_BS, axis=1, kind="stable")
+        return np.sort(order_BS[:, :count], axis=1)

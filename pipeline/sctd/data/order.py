@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from sctd.data.hashing import STREAM_ORDER, STREAM_SOURCE, U64, hash64, mix64
+from sctd.data.draws import STREAM_ORDER, STREAM_SOURCE, U64, hash64, mix64
 
 Span = tuple[int, int]  # [first, end) of global sample indices
 _ROUNDS = 6
@@ -20,7 +20,7 @@ _LONGEST_PERIOD = 1 << 16
 
 
 class Order:
-    """Global sample index -> row, for rows that stand source after source.
+    """Global sample index -> row, for rows in the order of their sources.
 
     Without weights all rows are one permutation, so each source has the share of its rows. With weights the sources
     take turns in a fixed pattern, evenly spread, in which each has exactly its share; the rows of a source are a
@@ -90,7 +90,7 @@ def _places(rows: Sequence[int], weights: Sequence[float | None]) -> NDArray[np.
 
 
 def _positions(places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Where in the pattern the turns of each source would stand if it were alone: source after source."""
+    """The places in the pattern that the turns of each source would have if it were alone: source after source."""
     return np.concatenate([(np.arange(count) + 0.5) / count for count in places if count])
 
 
@@ -113,7 +113,7 @@ def row_of_sample(seed: int, sample: NDArray[np.int64], rows: int) -> NDArray[np
 
 
 def samples_from(cursor: int, count: int, passed_over: Iterable[Span]) -> tuple[NDArray[np.int64], int]:
-    """The next `count` global sample indices, and the cursor behind them.
+    """The next `count` global sample indices, and the cursor after them.
 
     Args:
         cursor: the first index that may be taken. passed_over: half-open spans of indices that are not.

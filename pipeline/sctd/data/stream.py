@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sctd.corpus.manifest import Manifest
-from sctd.data.hashing import STREAM_TIES, STREAM_VALID, hash64
+from sctd.data.draws import STREAM_TIES, STREAM_VALID, hash64
 from sctd.data.masking import Masker
 from sctd.data.order import Order, Span, row_of_sample, samples_from
 from sctd.errors import RunError, UserError
@@ -33,7 +33,7 @@ class Rows:
     """Random access to the rows of one split and length.
 
     Nothing is opened before a row of it is asked for, and no more than 256 files stay open; rows are read, not mapped:
-    a damaged disk is then an error that can be told, and not the end of the process.
+    a damaged disk is then an error with a message, and not the end of the process.
 
     Raises:
         UserError: a split without rows; later, a shard that is not what the manifest says.
@@ -151,7 +151,7 @@ class TrainStream:
         return self._of(number)[0].length
 
     def samples(self, cursor: int) -> tuple[NDArray[np.int64], int]:
-        """Global indices of the step that starts at `cursor`, int64 (global batch,), and the cursor behind it."""
+        """Global indices of the step that starts at `cursor`, int64 (global batch,), and the cursor after it."""
         return samples_from(cursor, self.share.global_batch, self.passed_over)
 
     def sample_rows(self, cursor: int, number: int = 1) -> NDArray[np.int64]:
@@ -181,8 +181,16 @@ class TrainStream:
         """
         asked: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         ready: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
+
+        def work() -> None:
+            while (place := asked.get()) is not None:
+                try:
+                    ready.put(self.step(*place))
+                except BaseException as error:
+                    ready.put(error)
+
         # A daemon: a read that hangs for good must not keep the process.
-        thread = Thread(target=self._work, args=(asked, ready), name="sctd-data", daemon=True)
+        thread = Thread(target=work, name="sctd-data", daemon=True)
         thread.start()
         asked.put((cursor, number))
         try:
@@ -194,15 +202,6 @@ class TrainStream:
         finally:
             asked.put(None)
             thread.join(_FAREWELL)  # a thread at work when the interpreter ends would abort it
-
-    def _work(
-        self, asked: "SimpleQueue[tuple[int, int] | None]", ready: "SimpleQueue[list[Batch] | BaseException]"
-    ) -> None:
-        while (place := asked.get()) is not None:
-            try:
-                ready.put(self.step(*place))
-            except BaseException as error:
-                ready.put(error)
 
     def _wait_for(self, ready: "SimpleQueue[list[Batch] | BaseException]", cursor: int) -> list[Batch]:
         what = f"the batch of samples {cursor} to {self.samples(cursor)[1]} of {self.rows.folder}"

@@ -23,7 +23,7 @@ _FLEX_BLOCK = 128  # positions; below it a block mask has nothing to skip
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On first use: to ask for a compiler takes a second."""
+    """On first use: looking for a compiler takes a second."""
     return torch.compile(function)
 
 
@@ -86,8 +86,8 @@ class Attention(nn.Module):
 
         Args:
             context_BSD: None: the queries are their own context.
-            place_BQ: int64, where in their row the queries stand, for rotary positions; None: at 0..Q-1. A context of
-                its own stands at 0..S-1.
+            place_BQ: int64, the places of the queries in their row, for rotary positions; None: at 0..Q-1. A context of
+                its own is at 0..S-1.
         """
         k, v = (
             self._split(part) for part in self.key_value(x_BQD if context_BSD is None else context_BSD).chunk(2, dim=-1)

@@ -10,10 +10,10 @@ Legend: B rows, S positions a row, Q query positions, M predicted positions, D h
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sctd.model.attention import Attention, Mask
-from sctd.model.heads import MlmHead
 from sctd.model.layer import EncoderLayer
 from sctd.model.modernbert import ModernEmbeddings, ModernLayer
 from sctd.model.shape import BertShape
@@ -72,9 +72,6 @@ class ApexAddNorm(AddNorm):
         return fused_layer_norm_affine(residual_BTD + dropped_BTD, self.weight, self.bias, self.weight.shape, self.eps)
 
 
-ADD_NORMS = {"native": AddNorm, "apex": ApexAddNorm}
-
-
 class Layer(EncoderLayer):
     """Attention and feed-forward, each with dropout, residual and LayerNorm after it.
 
@@ -86,7 +83,7 @@ class Layer(EncoderLayer):
 
     def __init__(self, shape: BertShape, number: int, layer_norm: str = "native", recompute: bool = False) -> None:
         super().__init__(shape.attention_dropout, recompute)
-        add_norm = ADD_NORMS[layer_norm]
+        add_norm = {"native": AddNorm, "apex": ApexAddNorm}[layer_norm]
         self.attention = Attention(shape.hidden_size, shape.heads, shape.attention_dropout)
         self.attention_norm = add_norm(shape, site=2 * number + 1)
         self.expand = nn.Linear(shape.hidden_size, shape.intermediate_size)
@@ -98,13 +95,30 @@ class Layer(EncoderLayer):
         x_BQD: Tensor,
         context_BSD: Tensor | None,
         mask: Mask | None,
-        row_seed_B: Tensor | None,
+        seed_B: Tensor | None,
         place_BQ: Tensor | None,
     ) -> Tensor:
         """Places play no part: the embeddings have them."""
-        x_BQD = self.attention_norm(self.attention(x_BQD, context_BSD, mask), x_BQD, row_seed_B)
+        x_BQD = self.attention_norm(self.attention(x_BQD, context_BSD, mask), x_BQD, seed_B)
         inner_BQE = linear_gelu(x_BQD, self.expand.weight, self.expand.bias)
-        return self.output_norm(self.contract(inner_BQE), x_BQD, row_seed_B)
+        return self.output_norm(self.contract(inner_BQE), x_BQD, seed_B)
+
+
+class MlmHead(nn.Module):
+    """Dense, GELU, LayerNorm, then the tied word embeddings and a bias of its own.
+
+    Args:
+        bias: of the dense layer and the norm.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, eps: float, bias: bool = True) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size, bias)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps, bias=bias)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_VD: Tensor) -> Tensor:
+        return F.linear(self.norm(linear_gelu(x, self.dense.weight, self.dense.bias)), word_VD, self.bias)
 
 
 class Bert(nn.Module):
@@ -116,15 +130,11 @@ class Bert(nn.Module):
         device: of the table of rotary positions, which is no parameter and does not move with the others.
 
     Attributes:
-        norm: behind the last layer, before the head; nothing where each layer ends in one.
+        norm: after the last layer, before the head; the identity where each layer ends in one.
     """
 
     def __init__(
-        self,
-        shape: BertShape,
-        layer_norm: str = "native",
-        recompute: bool = False,
-        device: torch.device | str = "cpu",
+        self, shape: BertShape, layer_norm: str = "native", recompute: bool = False, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -149,7 +159,7 @@ class Bert(nn.Module):
         return self.logits(self.norm(x_BSD))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V), through the tied word embeddings. `x` is behind `norm`."""
+        """(..., D) -> (..., V), through the tied word embeddings. `x` is after `norm`."""
         return self.head(x, self.embeddings.word.weight)
 
     def _init(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEADS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}  # classes of transformers, by family
 
-# (ours, theirs) by prefix; `{}` is the layer number. Several prefixes are matrices that stand one below the other on
+# (ours, theirs) by prefix; `{}` is the layer number. Several prefixes are matrices that are stacked on
 # the other side, each with its share of the rows.
 _Names = str | tuple[tuple[str, int], ...]
 _Map = tuple[tuple[_Names, _Names], ...]
@@ -71,6 +71,21 @@ _MODERN_SAYS = {
     "mlp_bias": False, "decoder_bias": True, "classifier_bias": False, "tie_word_embeddings": True,
 }  # fmt: skip
 
+# Fields of a shape by the keys that a configuration has them under; of several keys for one field the last is read.
+_SIZES = {
+    "vocab_size": "vocab_size", "num_hidden_layers": "layers", "hidden_size": "hidden_size",
+    "num_attention_heads": "heads", "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_positions", "initializer_range": "initializer_range",
+}  # fmt: skip
+_BERT_SIZES = _SIZES | {
+    "hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "layer_norm_eps",
+}  # fmt: skip
+_MODERN_SIZES = _SIZES | {
+    "embedding_dropout": "dropout", "classifier_dropout": "dropout", "mlp_dropout": "dropout",
+    "attention_dropout": "attention_dropout", "norm_eps": "layer_norm_eps",
+}  # fmt: skip
+
 
 def to_hf_config(
     shape: BertShape, pad_token_id: int, cls_token_id: int | None = None, sep_token_id: int | None = None
@@ -78,41 +93,20 @@ def to_hf_config(
     """The transformers configuration of a shape."""
     from transformers import BertConfig, ModernBertConfig  # takes a second, and most commands convert nothing
 
-    common: dict[str, Any] = {
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.intermediate_size,
-        "max_position_embeddings": shape.max_positions,
-        "initializer_range": shape.initializer_range,
-        "pad_token_id": pad_token_id,
-    }
+    keys: dict[str, str] = _MODERN_SIZES if shape.is_modern else _BERT_SIZES
+    common: dict[str, Any] = {key: getattr(shape, field) for key, field in keys.items()}
+    common |= {"pad_token_id": pad_token_id, "architectures": [HEADS[shape.family]]}
     if not shape.is_modern:
-        return BertConfig(
-            **common,
-            hidden_act="gelu",
-            hidden_dropout_prob=shape.dropout,
-            attention_probs_dropout_prob=shape.attention_dropout,
-            type_vocab_size=2,
-            layer_norm_eps=shape.layer_norm_eps,
-            architectures=[HEADS["bert"]],
-        )
-    turns = {"rope_type": "default", "rope_theta": shape.rotary_theta}
+        return BertConfig(**common, hidden_act="gelu", type_vocab_size=2)
+    rotation = {"rope_type": "default", "rope_theta": shape.rotary_theta}
     return ModernBertConfig(
         **common,
-        norm_eps=shape.layer_norm_eps,
         layer_types=["full_attention"] * shape.layers,
-        rope_parameters={"full_attention": turns, "sliding_attention": dict(turns)},
-        embedding_dropout=shape.dropout,
-        mlp_dropout=shape.dropout,
-        attention_dropout=shape.attention_dropout,
-        classifier_dropout=shape.dropout,
+        rope_parameters={"full_attention": rotation, "sliding_attention": dict(rotation)},
         cls_token_id=cls_token_id,
         sep_token_id=sep_token_id,
         bos_token_id=cls_token_id,
         eos_token_id=sep_token_id,
-        architectures=[HEADS["modernbert"]],
     )
 
 
@@ -130,36 +124,18 @@ def from_hf_config(config: "PreTrainedConfig") -> BertShape:
         found = getattr(config, key, wanted)
         if found != wanted:
             raise UserError(f"checkpoint's config.json: {key} is {found!r}, only {wanted!r} can be loaded")
-    common: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_positions": config.max_position_embeddings,
-        "initializer_range": config.initializer_range,
-    }
+    keys: dict[str, str] = _MODERN_SIZES if modern else _BERT_SIZES
+    sizes: dict[str, Any] = {field: getattr(config, key) for key, field in keys.items()}
     if not modern:
-        return BertShape(
-            **common,
-            dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-            layer_norm_eps=config.layer_norm_eps,
-        )
+        return BertShape(**sizes)
     windows = sorted({kind for kind in config.layer_types if kind != "full_attention"})
-    turns = config.rope_parameters["full_attention"]
-    if windows or turns.get("rope_type", "default") != "default":
-        found = f"layer_types has {windows[0]!r}" if windows else f"rope_type is {turns['rope_type']!r}"
+    rotation = config.rope_parameters["full_attention"]
+    if windows or rotation.get("rope_type", "default") != "default":
+        found = f"layer_types has {windows[0]!r}" if windows else f"rope_type is {rotation['rope_type']!r}"
         wanted = "full_attention" if windows else "default"
         raise UserError(f"checkpoint's config.json: {found}, only {wanted!r} can be loaded")
-    shape = BertShape(
-        **common,
-        dropout=config.mlp_dropout,
-        attention_dropout=config.attention_dropout,
-        layer_norm_eps=config.norm_eps,
-        family="modernbert",
-    )
-    theta = float(turns["rope_theta"])
+    shape = BertShape(**sizes, family="modernbert")
+    theta = float(rotation["rope_theta"])
     return shape if theta == shape.rotary_theta else replace(shape, theta=theta)
 
 

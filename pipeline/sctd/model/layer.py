@@ -41,7 +41,7 @@ class EncoderLayer(nn.Module):
             context_BSD: what the queries attend to; None for themselves.
             mask: who may attend to whom; None for all to all.
             row_seed_B: int64, seeds of the dropout; without them, and in evaluation, nothing is dropped.
-            place_BQ: int64, where in their row the queries stand; None: at 0..Q-1. For rotary positions.
+            place_BQ: int64, the places of the queries in their row; None: 0..Q-1. For rotary positions.
         """
         arguments: Any = (x_BQD, context_BSD, mask, row_seed_B if self.training else None, place_BQ)
         if self.recompute and torch.is_grad_enabled():

@@ -54,14 +54,14 @@ class ModernLayer(EncoderLayer):
         x_BQD: Tensor,
         context_BSD: Tensor | None,
         mask: Mask | None,
-        row_seed_B: Tensor | None,
+        seed_B: Tensor | None,
         place_BQ: Tensor | None,
     ) -> Tensor:
         context_BSD = None if context_BSD is None else self.attention_norm(context_BSD)
         mixed_BQD = self.attention(self.attention_norm(x_BQD), context_BSD, mask, place_BQ)
-        x_BQD = x_BQD + dropout(mixed_BQD, self.rate, row_seed_B, self.site)
+        x_BQD = x_BQD + dropout(mixed_BQD, self.rate, seed_B, self.site)
         inner_BQE = geglu(self.expand(self.output_norm(x_BQD)))
-        return x_BQD + dropout(self.contract(inner_BQE), self.rate, row_seed_B, self.site + 1)
+        return x_BQD + dropout(self.contract(inner_BQE), self.rate, seed_B, self.site + 1)
 
     def read(self, x_BTD: Tensor) -> Tensor:
         return self.attention_norm(x_BTD)

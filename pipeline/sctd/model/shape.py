@@ -12,7 +12,7 @@ class BertShape:
 
     Args:
         family: bert (Devlin et al. 2019) or modernbert (Warner et al. 2024, all layers with full attention).
-        intermediate_size: E; in a modernbert the width behind the gate.
+        intermediate_size: E; in a modernbert the width after the gate.
         positions: how a bert's table of positions begins: learned (like all weights) or sinusoidal.
         theta: base of rotary positions (modernbert); None: 10,000 for up to 512 positions, 160,000 beyond.
     """

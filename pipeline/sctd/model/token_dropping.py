@@ -104,7 +104,10 @@ class TokenDropping:
         if self.per_layer:
             for number, layer in enumerate(layers):
                 seed_B = mix_rows(row_seed_B, number)
-                hidden_BSD = self._one_layer(layer, hidden_BSD, ids_BS, ranking_V, seed_B, keep, segments_BS)
+                selection = _choose(ids_BS, ranking_V, keep, seed_B, segments_BS)
+                kept_BKD, rest_BSD = split(hidden_BSD, selection)
+                kept_BKD = layer(kept_BKD, None, _mask(selection.carried), seed_B, selection.kept_BK)
+                hidden_BSD = merge(rest_BSD, kept_BKD, selection)
             return hidden_BSD
 
         selection = _choose(ids_BS, ranking_V, keep, row_seed_B, segments_BS)
@@ -118,21 +121,6 @@ class TokenDropping:
         mask = _mask(selection.carried)
         for layer in layers[1:]:
             kept_BKD = layer(kept_BKD, None, mask, row_seed_B, selection.kept_BK)
-        return merge(rest_BSD, kept_BKD, selection)
-
-    def _one_layer(
-        self,
-        layer: nn.Module,
-        hidden_BSD: Tensor,
-        ids_BS: Tensor,
-        ranking_V: Tensor,
-        row_seed_B: Tensor,
-        keep: int,
-        segments_BS: Tensor | None,
-    ) -> Tensor:
-        selection = _choose(ids_BS, ranking_V, keep, row_seed_B, segments_BS)
-        kept_BKD, rest_BSD = split(hidden_BSD, selection)
-        kept_BKD = layer(kept_BKD, None, _mask(selection.carried), row_seed_B, selection.kept_BK)
         return merge(rest_BSD, kept_BKD, selection)
 
 

@@ -1,4 +1,4 @@
-"""The arms of an experiment: a combination of selection policy, layer plan and hybrid schedule."""
+"""The arms of an experiment: how tokens are chosen, which layers drop, and whether steps align."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from sctd.config import ModelConfig, ObjectiveConfig
 from sctd.model.token_dropping import LayerPlan
 
 
-class Selection(StrEnum):
+class KeepBy(StrEnum):
     """How the kept tokens of a row are chosen."""
 
     NONE = "none"  # all layers see all tokens
@@ -20,14 +20,14 @@ class Selection(StrEnum):
 class Arm:
     """`aligns`: has ALIGN steps. `keep_grows`: K rises linearly to S over the run. `first_dropped`: where not L/2-1."""
 
-    selection: Selection
+    keep_by: KeepBy
     aligns: bool = False
     keep_grows: bool = False
     first_dropped: int | None = None
 
     @property
     def drops(self) -> bool:
-        return self.selection is not Selection.NONE
+        return self.keep_by is not KeepBy.NONE
 
     def layer_plan(self, model: ModelConfig) -> LayerPlan:
         first = model.first_dropped
@@ -41,10 +41,10 @@ class Arm:
 
 
 ARMS = {
-    "baseline": Arm(Selection.NONE),
-    "token_drop": Arm(Selection.IMPORTANCE),
-    "sctd": Arm(Selection.IMPORTANCE, aligns=True),
-    "random_drop": Arm(Selection.RANDOM),
+    "baseline": Arm(KeepBy.NONE),
+    "token_drop": Arm(KeepBy.IMPORTANCE),
+    "sctd": Arm(KeepBy.IMPORTANCE, aligns=True),
+    "random_drop": Arm(KeepBy.RANDOM),
     # Yao et al. 2022 leave the first and the last layer whole and grow the subset to the full sequence.
-    "random_ltd": Arm(Selection.RANDOM_PER_LAYER, keep_grows=True, first_dropped=1),
+    "random_ltd": Arm(KeepBy.RANDOM_PER_LAYER, keep_grows=True, first_dropped=1),
 }

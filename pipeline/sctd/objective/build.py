@@ -1,5 +1,7 @@
 """From a configuration to the module that trains (model, arm, losses, importance table), its shape and its schedule."""
 
+from dataclasses import fields
+
 import torch
 
 from sctd.config import Config
@@ -9,7 +11,7 @@ from sctd.errors import UserError
 from sctd.model.bert import Bert
 from sctd.model.shape import BertShape
 from sctd.model.token_dropping import TokenDropping
-from sctd.objective.arms import ARMS, Selection
+from sctd.objective.arms import ARMS, KeepBy
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import HybridScheduleHook
@@ -25,11 +27,11 @@ def build_model(
     """
     arm, train = ARMS[config.arm], config.train
     importance = dropping = None
-    if arm.selection is Selection.IMPORTANCE:
+    if arm.keep_by is KeepBy.IMPORTANCE:
         importance = ImportanceTable(shape.vocab_size, special.all, config.objective.importance_beta, device)
     if arm.drops:
         always = (special.cls, special.sep, special.mask, special.unk)
-        per_layer = arm.selection is Selection.RANDOM_PER_LAYER
+        per_layer = arm.keep_by is KeepBy.RANDOM_PER_LAYER
         dropping = TokenDropping(shape.vocab_size, always, special.pad, per_layer, device)
     model = PretrainingModel(
         Bert(shape, config.model.layer_norm, train.checkpoint_activations, device),
@@ -62,7 +64,7 @@ def build_hook(config: Config, length: int) -> HybridScheduleHook:
 
 
 def bert_shape(config: Config, manifest: Manifest) -> BertShape:
-    """The shape of a run's model; its vocabulary is the corpus' unless the recipe says otherwise.
+    """The shape of a run's model; its vocabulary is the corpus' unless the recipe sets one.
 
     Raises:
         UserError: a vocabulary too small for the corpus, or rows longer than the model's positions.
@@ -85,21 +87,8 @@ def bert_shape(config: Config, manifest: Manifest) -> BertShape:
 
 def shape_of(config: Config, vocab_size: int) -> BertShape:
     """The shape that a recipe describes, with a vocabulary of this size."""
-    model = config.model
-    return BertShape(
-        vocab_size=vocab_size,
-        layers=model.layers,
-        hidden_size=model.hidden_size,
-        heads=model.heads,
-        intermediate_size=model.intermediate_size,
-        max_positions=model.max_positions,
-        dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
-        layer_norm_eps=model.layer_norm_eps,
-        initializer_range=model.initializer_range,
-        family=model.family,
-        positions=model.positions,
-    )
+    names = {field.name for field in fields(BertShape)} & vars(config.model).keys()
+    return BertShape(**{name: getattr(config.model, name) for name in names} | {"vocab_size": vocab_size})
 
 
 def row_lengths(config: Config, manifest: Manifest) -> tuple[int, ...]:

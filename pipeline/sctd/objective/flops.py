@@ -7,6 +7,7 @@ Legend: S positions a row, K kept, Q query positions, M predicted positions, D h
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sctd.config import Config
@@ -14,7 +15,7 @@ from sctd.corpus.manifest import Manifest
 from sctd.data.masking import mask_share, target_count
 from sctd.model.shape import BertShape
 from sctd.model.token_dropping import LayerPlan
-from sctd.objective.arms import ARMS, Selection
+from sctd.objective.arms import ARMS, KeepBy
 from sctd.objective.build import bert_shape, build_hook, row_lengths
 from sctd.objective.schedule import Phase
 from sctd.schedule import Schedule
@@ -50,10 +51,6 @@ class StepFlops:
         """
         return self.row(phase, keep) + (self._again(phase, keep) if self.recompute else 0.0)
 
-    def token(self, phase: Phase, keep: int, padding: float = 0.0) -> float:
-        """Model FLOPs for each token that is no padding; `padding`: share of the positions that are."""
-        return self.row(phase, keep) / (self.length * (1.0 - padding))
-
     def layers(self, phase: Phase, keep: int) -> list[tuple[int, int]]:
         """(queries, context) of each layer that runs; an ALIGN step runs some of them on both paths."""
         whole = (self.length, self.length)
@@ -86,13 +83,12 @@ class StepFlops:
         return self._encoder(phase, keep) - (unused if spared else 0.0)
 
     def _encoder(self, phase: Phase, keep: int) -> float:
-        return sum(self._layer(*layer) for layer in self.layers(phase, keep))
-
-    def _layer(self, queries: int, context: int) -> float:
         width, inner = self.shape.hidden_size, self.shape.intermediate_size
-        projections = 4 * queries * width * width + 4 * context * width * width
         matrices = 3 if self.shape.is_modern else 2  # of the feed-forward: the gate has its own
-        return projections + self._scores(queries, context) + 2 * matrices * queries * width * inner
+        return sum(
+            4 * (queries + context) * width**2 + self._scores(queries, context) + 2 * matrices * queries * width * inner
+            for queries, context in self.layers(phase, keep)
+        )
 
     def _scores(self, queries: int, context: int) -> float:
         return 4.0 * queries * context * self.shape.hidden_size
@@ -116,13 +112,13 @@ def step_flops(config: Config, shape: BertShape, length: int, share: float | Non
         targets,
         outputs=length if config.objective.semantic_positions == "all" else 1 + targets,
         align_full=arm.needs_full_path(config.objective),
-        per_layer=arm.selection is Selection.RANDOM_PER_LAYER,
+        per_layer=arm.keep_by is KeepBy.RANDOM_PER_LAYER,
         recompute=config.train.checkpoint_activations,
     )
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Segment:
     """Steps `first` to `last` (both included) that cost the same but for their ALIGN steps.
 
     plain, align: model FLOPs of a step. interval: of the ALIGN steps among them; 0: none.
@@ -161,7 +157,6 @@ class Work:
         starts = sorted({*self._length.starts, *shares.starts})
         counts = [(start, step_flops(config, shape, self._length(start), shares(start))) for start in starts]
         self._counts: Schedule[StepFlops] = Schedule(*counts)
-        self._stretches: list[_Stretch] | None = None
 
     def step(self, number: int) -> tuple[float, float]:
         """Model FLOPs of an optimizer step, and FLOPs that are executed, forward and backward."""
@@ -171,18 +166,14 @@ class Work:
 
     def until(self, number: int) -> float:
         """Model FLOPs of the first steps."""
-        if self._stretches is None:
-            self._stretches = self._divide()
-        return sum(stretch.until(number) for stretch in self._stretches)
+        return sum(segment.until(number) for segment in self._segments)
 
     def seconds_left(self, record: dict[str, Any], goal: int) -> float:
         """From a record of the metrics to step `goal`, at the record's FLOPs a second."""
-        left = self.until(goal) - self.until(record["step"])
-        if not record.get("flops_per_s"):  # a record of an earlier version
-            return float(record["step_seconds"]) * (goal - record["step"])
-        return left / float(record["flops_per_s"])
+        return (self.until(goal) - self.until(record["step"])) / float(record["flops_per_s"])
 
-    def _divide(self) -> list[_Stretch]:
+    @cached_property
+    def _segments(self) -> list[_Segment]:
         hook, end = self._hook, self._steps
         starts = sorted({*self._counts.starts, *hook.phase.starts})
         found = []
@@ -196,7 +187,7 @@ class Work:
                 if drops:
                     same = bisect_right(range(last + 1), keep, lo=first, key=lambda step: hook.keep(step, length)) - 1
                 costs = self._rows * count.row(plain, keep), self._rows * count.row(Phase.ALIGN, keep)
-                found.append(_Stretch(first, same, *costs, interval))
+                found.append(_Segment(first, same, *costs, interval))
                 first = same + 1
         return found
 

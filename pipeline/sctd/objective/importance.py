@@ -52,5 +52,5 @@ class ImportanceTable:
 
     def restore(self, scores_V: Tensor) -> None:
         """Continue from the scores of a checkpoint."""
-        self.scores_V = scores_V.to(self.scores_V)
+        self.scores_V.copy_(scores_V)
         self.sum_count_2V.zero_()

@@ -7,16 +7,16 @@ The last layer updates only the positions that a loss looks at ([CLS] and the pr
 from all): nothing else leaves the network, so nothing is lost. With `semantic_positions: all` the alignment looks at
 every position and the last layer is computed in full.
 
-The alignment compares states as the next module reads them: in a modernbert behind the norm that it puts before them.
+The alignment compares states as the next module reads them: in a modernbert after the norm of that module.
 
 Legend: B rows, S positions, M predicted positions, Q = 1 + M output positions, D hidden size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sctd.config import ObjectiveConfig
@@ -25,7 +25,6 @@ from sctd.model.bert import Bert
 from sctd.model.token_dropping import LayerPlan, TokenDropping
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import Phase
-from sctd.objective.semantic import hidden_kl
 from sctd_kernels import gather_rows, mix_rows, token_losses
 
 _FULL_PATH = 1  # stream of row seeds: where the paths of an ALIGN step part, they drop out different elements
@@ -73,6 +72,11 @@ class PretrainingModel(nn.Module):
         self.align_full = align_full
         self.document_end = document_end
 
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """What training moves beside the parameters, by name: float32 and whole on every rank, part of checkpoints."""
+        return {"importance": self.importance.scores_V} if self.importance is not None else {}
+
     def forward(
         self,
         input_ids: Tensor,
@@ -94,8 +98,7 @@ class PretrainingModel(nn.Module):
         """
         drop, full = self.paths(input_ids, positions, labels, row_seed, phase, keep)
         parts = self.parts(drop, full, input_ids)
-        loss = self.mlm(parts)
-        semantic = self.semantic(parts)
+        loss, semantic = self.mlm(parts), self.semantic(parts)
         loss = loss if semantic is None else loss + semantic
         if full is not None and full.logits_BMV is not None:
             parts["accuracy"] = (full.logits_BMV.argmax(-1) == labels).float().mean()
@@ -179,8 +182,8 @@ class PretrainingModel(nn.Module):
             if cfg.kl_global:
                 parts["kl_global"] = self._kl(full.last, drop.last, ids_BS)
             if cfg.kl_local:
-                read: Any = self.bert.layers[-1].read
-                parts["kl_local"] = self._kl(full.penultimate_BSD, drop.penultimate_BSD, ids_BS, read)
+                states = full.penultimate_BSD, drop.penultimate_BSD
+                parts["kl_local"] = self._kl(*states, ids_BS, self.bert.layers[-1].read)
         return parts
 
     def mlm(self, parts: dict[str, Tensor]) -> Tensor:
@@ -197,17 +200,32 @@ class PretrainingModel(nn.Module):
         return self.objective.kl_weight * sum(terms[1:], terms[0]) if terms else None
 
     def _kl(
-        self,
-        teacher_BTD: Tensor,
-        student_BTD: Tensor,
-        ids_BS: Tensor,
-        read: Callable[[Tensor], Tensor] = lambda states: states,
+        self, teacher_BTD: Tensor, student_BTD: Tensor, ids_BS: Tensor, read: Any = lambda states: states
     ) -> Tensor:
+        """Over [CLS], or over all positions but [PAD], of states as `read` reads them."""
         counts_N = None
         if self.objective.semantic_positions == "cls":
-            teacher_ND, student_ND = read(teacher_BTD[:, 0]), read(student_BTD[:, 0])
+            teacher_ND, student_ND = teacher_BTD[:, 0], student_BTD[:, 0]
         else:
             assert self.dropping is not None
-            teacher_ND, student_ND = read(teacher_BTD).flatten(0, 1), read(student_BTD).flatten(0, 1)
+            teacher_ND, student_ND = teacher_BTD.flatten(0, 1), student_BTD.flatten(0, 1)
             counts_N = (ids_BS != self.dropping.pad).flatten()
+        teacher_ND, student_ND = read(teacher_ND), read(student_ND)
         return hidden_kl(teacher_ND.detach() if self.objective.detach_teacher else teacher_ND, student_ND, counts_N)
+
+
+def hidden_kl(teacher_PD: Tensor, student_PD: Tensor, counts_P: Tensor | None = None) -> Tensor:
+    """KL(p(teacher) || p(student)), p the softmax over the hidden dimension, in float32; mean over positions (Zhong et
+    al. 2023, equations 2 and 3).
+
+    The mean (not the sum) over positions keeps the weight lambda independent of the batch size.
+
+    Args:
+        counts_P: bool, the positions that the mean is taken over; None for all.
+    """
+    teacher = F.log_softmax(teacher_PD.float(), dim=-1)
+    student = F.log_softmax(student_PD.float(), dim=-1)
+    if counts_P is None:
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    kl_P = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return (kl_P * counts_P).sum() / counts_P.sum()

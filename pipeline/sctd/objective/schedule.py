@@ -1,6 +1,7 @@
 """The hybrid schedule: optimizer step -> phase and number of kept tokens."""
 
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -14,8 +15,9 @@ class Phase(StrEnum):
     ALIGN = "align"  # both paths, the full one teaching the dropping one
 
 
+@dataclass(eq=False)
 class HybridScheduleHook:
-    """A forward pre-hook on the engine that tells each micro-batch its phase.
+    """A forward pre-hook on the engine that gives each micro-batch its phase.
 
     The phase belongs to the optimizer step, t = engine.global_steps + 1: all its micro-batches and all ranks share it,
     and it survives a resume at any step because it is a function of t alone. An arm that drops has a full start, then
@@ -31,20 +33,15 @@ class HybridScheduleHook:
         phase: of each optimizer step.
     """
 
-    def __init__(
-        self,
-        drops: bool,
-        interval: int,
-        keep_ratio: Schedule[float],
-        length: int,
-        dropping: tuple[int, int] = (1, sys.maxsize),
-    ) -> None:
-        self.drops = drops
-        self.interval = interval
-        self.keep_ratio = keep_ratio
-        self.length = length
-        first, last = dropping
-        between: list[Any] = [(first, self._between), (last + 1, Phase.FULL)] if drops and first <= last else []
+    drops: bool
+    interval: int
+    keep_ratio: Schedule[float]
+    length: int
+    dropping: tuple[int, int] = (1, sys.maxsize)
+
+    def __post_init__(self) -> None:
+        first, last = self.dropping
+        between: list[Any] = [(first, self._between), (last + 1, Phase.FULL)] if self.drops and first <= last else []
         self.phase: Schedule[Phase] = Schedule((1, Phase.FULL), *between)
 
     def _between(self, step: int) -> Phase:

@@ -5,10 +5,10 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,16 +20,15 @@ from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest,
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
-from sctd.model.shape import BertShape
 from sctd.objective.build import bert_shape, build_hook, build_model, row_lengths
 from sctd.objective.flops import Work
-from sctd.train.engine.devices import device_peak
+from sctd.schedule import learning_rate
+from sctd.train.engine.devices import device_peak, fastest_precision
 from sctd.train.engine.distributed import World, barrier, from_main, init_world
-from sctd.train.engine.engine import StepWatch, build_engine, read_deepspeed_json, resolve
-from sctd.train.engine.launch import discover
-from sctd.train.engine.learning_rate import learning_rate
+from sctd.train.engine.engine import StepWatch, build_engine
+from sctd.train.engine.launch import Launch, discover
 from sctd.train.engine.muon import describe
-from sctd.train.engine.precision import fastest_precision
+from sctd.train.engine.resolve import read_deepspeed_json, resolve
 from sctd.train.keep import checkpoint
 from sctd.train.keep.attempts import attempt
 from sctd.train.keep.checkpoint import Progress
@@ -38,7 +37,8 @@ from sctd.train.keep.metrics import format_seconds, read_metrics
 from sctd.train.keep.preemption import EXIT_STOPPED, Mailbox
 from sctd.train.keep.run_folder import check_run_dir, check_same_run, locked, start_run_dir
 from sctd.train.loop.evaluation import Evaluation, Evaluator
-from sctd.train.loop.loop import Run, restore, train
+from sctd.train.loop.loop import restore, train
+from sctd.train.loop.run import Run
 from sctd_kernels import backend
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -59,14 +59,11 @@ def pretrain(
 
     Raises:
         UserError: bad input of any kind, before anything is written.
-        RunError: what the machine did not bear: a full disk, ranks that do not come, data that cannot be read.
+        RunError: a failure of the machine: a full disk, ranks that do not come, data that cannot be read.
     """
     launch = discover(os.environ)
     user_json = read_deepspeed_json(deepspeed_config)
-    if not config.data.corpus:
-        raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
-    source = _Source.open(Path(config.data.corpus), config, (launch.rank, launch.size))
-    shape = bert_shape(config, source.manifest)
+    corpus = _open_corpus(config, launch)
     run_dir = Path(config.run.dir)
     check_run_dir(run_dir, resume)
     asked, (config, ds_config) = config, resolve(config, user_json, launch.size)
@@ -85,14 +82,14 @@ def pretrain(
             if resume:
                 check_same_run(config, ds_config, run_dir)
             path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if resume else None
-            run = _build(config, ds_config, world, shape, source, mailbox, evaluator)
+            run = _build(config, ds_config, world, corpus, mailbox, evaluator)
             progress = _begin(run, ds_config, path, resume, say)
             mailbox.training = True
             goal = config.train.stop_at or config.train.steps
             if progress.step >= goal:
                 say(f"{run_dir} is at step {progress.step} already, nothing to train")
             else:
-                _introduce(run, source.manifest, say)
+                _introduce(run, say)
                 this.begin(progress, world.size)
                 this.progress = progress = train(run, progress)
                 say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
@@ -104,7 +101,7 @@ def pretrain(
                 this.code = EXIT_STOPPED
                 return EXIT_STOPPED
             if world.is_main:
-                _finish(run_dir, config, source.manifest, say)
+                _finish(run, say)
             this.code = 0
             return 0
 
@@ -116,52 +113,45 @@ def check(config: Config, deepspeed_config: str | None, world: int) -> tuple[Con
         UserError: what `pretrain` would refuse of the recipe, the DeepSpeed JSON and the corpus, where one is given.
     """
     if config.data.corpus:
-        manifest = read_manifest(Path(config.data.corpus))
-        row_lengths(config, manifest)
-        bert_shape(config, manifest)
+        bert_shape(config, read_manifest(Path(config.data.corpus)))
     return resolve(config, read_deepspeed_json(deepspeed_config), world)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A prepared corpus, looked at and opened."""
-
+class _Corpus(NamedTuple):
     folder: Path
     manifest: Manifest
     tokenizer: Tokenizer
 
-    @staticmethod
-    def open(folder: Path, config: Config, rank: tuple[int, int]) -> "_Source":
-        """Every rank looks at the sizes of all files; each file is hashed by one of them."""
-        manifest = read_manifest(folder)
-        row_lengths(config, manifest)
-        verify_shards(folder, manifest, part=rank)
-        return _Source(folder, manifest, load_corpus_tokenizer(folder, manifest))
+
+def _open_corpus(config: Config, launch: Launch) -> _Corpus:
+    """The corpus, checked: every rank looks at the sizes of all files; each file is hashed by one of them."""
+    if not config.data.corpus:
+        raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
+    folder = Path(config.data.corpus)
+    manifest = read_manifest(folder)
+    bert_shape(config, manifest)
+    verify_shards(folder, manifest, part=(launch.rank, launch.size))
+    return _Corpus(folder, manifest, load_corpus_tokenizer(folder, manifest))
 
 
 def _build(
-    config: Config,
-    ds_config: dict[str, Any],
-    world: World,
-    shape: BertShape,
-    source: _Source,
-    mailbox: Mailbox,
+    config: Config, ds_config: dict[str, Any], world: World, corpus: _Corpus, mailbox: Mailbox,
     evaluator: Evaluator | None,
-) -> Run:
-    manifest, seed = source.manifest, config.run.seed
-    torch.manual_seed(seed)
+) -> Run:  # fmt: skip
+    folder, manifest, tokenizer = corpus
+    cfg, shape, lengths = config.train, bert_shape(config, manifest), row_lengths(config, manifest)
+    torch.manual_seed(config.run.seed)
     model = build_model(config, shape, manifest.special_ids, world.device)
-    lengths = row_lengths(config, manifest)
     hook = build_hook(config, lengths[0])
     engine = build_engine(model, config, ds_config, hook, world)
-    masker = build_masker(config, manifest, source.tokenizer)
+    masker = build_masker(config, manifest, tokenizer)
     micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
     share = Share(world.rank, world.size, micro, accumulation)
-    rows, *shorter = (Rows(source.folder, manifest, "train", length) for length in lengths)
+    rows, *shorter = (Rows(folder, manifest, "train", length) for length in lengths)
     warmup = (shorter[0], config.data.warmup_steps) if shorter else None
-    evaluation = None
-    if evaluator is not None:
-        evaluation = Evaluation(evaluator, engine, shape, source.tokenizer, world, config.train.timeout)
+    hashes = [shard.sha256 for length in lengths for shard in manifest.split(length, "train").shards]
+    data_hash = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+    has_scheduler = "scheduler" in ds_config
     return Run(
         config=config,
         run_dir=Path(config.run.dir),
@@ -169,20 +159,18 @@ def _build(
         engine=engine,
         hook=hook,
         importance=model.importance,
-        stream=TrainStream(rows, masker, seed, share, world.device.type == "cuda", config.train.timeout, warmup),
-        valid_rows=Rows(source.folder, manifest, "valid", lengths[0]),
+        stream=TrainStream(rows, masker, config.run.seed, share, world.device.type == "cuda", cfg.timeout, warmup),
+        valid_rows=Rows(folder, manifest, "valid", lengths[0]),
         masker=masker,
-        tokenizer=source.tokenizer,
+        tokenizer=tokenizer,
         work=Work(config, shape, lengths),
-        peak_flops=device_peak(world.device, _DTYPES[config.train.precision]),
-        identity={"tokenizer": manifest.tokenizer_hash, "data": _data_hash(manifest, lengths)},
+        peak_flops=device_peak(world.device, _DTYPES[cfg.precision]),
+        identity={"tokenizer": manifest.tokenizer_hash, "data": data_hash},
         mailbox=mailbox,
         watch=StepWatch(engine),
         unigram_entropy=manifest.unigram_entropy,
-        rate=None
-        if "scheduler" in ds_config
-        else learning_rate(config.schedule, config.optimizer.lr, config.train.steps),
-        evaluation=evaluation,
+        rate=None if has_scheduler else learning_rate(config.schedule, config.optimizer.lr, cfg.steps),
+        evaluation=evaluator and Evaluation(evaluator, engine, shape, tokenizer, world, cfg.timeout),
     )
 
 
@@ -191,7 +179,13 @@ def _begin(
 ) -> Progress:
     """Where the training starts: at a checkpoint, or at the beginning of a folder that is made for it now."""
     if path is not None:
-        progress = _restore(run, path)
+        facts = checkpoint.read_manifest(path)
+        for key, what in (("tokenizer", "tokenizer"), ("data", "corpus")):
+            if facts[key] != run.identity[key]:
+                raise UserError(
+                    f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
+                )
+        progress = restore(run, path)
         say(f"resuming {run.run_dir} at step {progress.step} ({path.name})")
         return progress
     if resume:
@@ -201,19 +195,14 @@ def _begin(
 
 
 def _precision(run_dir: Path, resume: bool, device: torch.device) -> tuple[str, str]:
-    """What `auto` stands for, and why: what a resumed run was started with, else what this device is fastest in."""
+    """What `auto` becomes, and why: a resumed run keeps its precision, a new one gets the fastest on this device."""
     if resume and (run_dir / "config.yaml").exists():
         return read_run(run_dir).train.precision, "as the run was started"
     return fastest_precision(device)
 
 
-def _data_hash(manifest: Manifest, lengths: Iterable[int]) -> str:
-    hashes = "".join(shard.sha256 for length in lengths for shard in manifest.split(length, "train").shards)
-    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
-
-
 def _check_device(config: Config, ds_config: dict[str, Any], device: str) -> None:
-    """What this machine must have for what the configuration asks for."""
+    """Refuse what this machine lacks for the configuration."""
     for name, has in (("fp16", get_accelerator().is_fp16_supported), ("bf16", get_accelerator().is_bf16_supported)):
         if ds_config.get(name, {}).get("enabled") and not has():
             others = "bf16 or fp32" if name == "fp16" else "fp16 or fp32"
@@ -224,74 +213,65 @@ def _check_device(config: Config, ds_config: dict[str, Any], device: str) -> Non
         backend(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if config.train.cuda_graphs and device != "cuda":
-        raise UserError(f"train.cuda_graphs is true, but this runs on {device}: set it to false, or use a GPU")
-    if config.attention.scope == "document" and device == "cuda" and config.model.attention_dropout:
-        raise UserError(
-            "attention.scope is document, and model.attention_dropout is "
-            f"{config.model.attention_dropout}: block masks on GPUs have no dropout, set it to 0"
-        )
-    if config.model.layer_norm == "apex" and importlib.util.find_spec("apex") is None:
-        raise UserError(
-            "model.layer_norm is apex, but apex is not installed: build it from github.com/NVIDIA/apex "
-            "with --cpp_ext and --cuda_ext, or use model.layer_norm=native"
-        )
-    if config.train.compile and device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise UserError("train.compile is true, but there is no C++ compiler: install g++, or set it to false")
+    has_compiler = any(map(shutil.which, ("g++", "clang++", "c++")))
+    model, on_gpu = config.model, device == "cuda"
+    for missing, message in (
+        (config.train.cuda_graphs and not on_gpu,
+         f"train.cuda_graphs is true, but this runs on {device}: set it to false, or use a GPU"),
+        (config.attention.scope == "document" and on_gpu and model.attention_dropout > 0,
+         f"attention.scope is document, and model.attention_dropout is {model.attention_dropout}: block masks on GPUs "
+         "have no dropout, set it to 0"),
+        (model.layer_norm == "apex" and importlib.util.find_spec("apex") is None,
+         "model.layer_norm is apex, but apex is not installed: build it from github.com/NVIDIA/apex with --cpp_ext and "
+         "--cuda_ext, or use model.layer_norm=native"),
+        (config.train.compile and not on_gpu and not has_compiler,
+         "train.compile is true, but there is no C++ compiler: install g++, or set it to false"),
+    ):  # fmt: skip
+        if missing:
+            raise UserError(message)
 
 
-def _restore(run: Run, path: Path) -> Progress:
-    facts = checkpoint.read_manifest(path)
-    for key, what in (("tokenizer", "tokenizer"), ("data", "corpus")):
-        if facts[key] != run.identity[key]:
-            raise UserError(
-                f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
-            )
-    return restore(run, path)
-
-
-def _introduce(run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
-    cfg, engine, world, share = run.config, run.engine, run.world, run.stream.share
-    parameters = sum(parameter.numel() for parameter in engine.module.parameters()) / 1e6
-    aligns = f", ALIGN every {run.hook.interval} steps" if run.hook.interval else ""
-    keep = f", {run.hook.keep(1)} of {run.hook.length} tokens in dropped layers" if run.hook.drops else ""
-    start, finish = cfg.schedule.full_start, cfg.schedule.full_finish
-    full = (
-        f", the first {start:,} and the last {finish:,} steps on the full path"
-        if run.hook.drops and start + finish
-        else ""
-    )
-    entropy = f"unigram entropy {manifest.unigram_entropy:.3f} nats"
-    rows = f"{share.global_batch} rows a step = {share.world} x {share.micro_batch} x {share.accumulation}"
+def _introduce(run: Run, say: Callable[[str], None]) -> None:
+    cfg, hook, share, schedule = run.config, run.hook, run.stream.share, run.config.schedule
+    parameters = sum(parameter.numel() for parameter in run.engine.module.parameters()) / 1e6
+    arm = cfg.arm
+    if hook.drops:
+        arm += f", {hook.keep(1)} of {hook.length} tokens in dropped layers"
+    if hook.interval:
+        arm += f", ALIGN every {hook.interval} steps"
+    if hook.drops and schedule.full_start + schedule.full_finish:
+        arm += f", full path in the first {schedule.full_start:,} and the last {schedule.full_finish:,} steps"
     say(
         f"model     {cfg.model.family}, {cfg.model.layers} layers x {cfg.model.hidden_size}, "
         f"{parameters:.1f}M parameters"
     )
-    say(f"arm       {cfg.arm}{keep}{aligns}{full}")
+    say(f"arm       {arm}")
+    entropy = f"unigram entropy {run.unigram_entropy:.3f} nats"
     say(f"corpus    {cfg.data.corpus}: {len(run.stream.rows):,} rows, {entropy}")
     if cfg.data.warmup_steps:
         say(f"warm-up   rows of {cfg.data.warmup_seq_len} tokens for {cfg.data.warmup_steps:,} steps")
-    say(f"engine    DeepSpeed, ZeRO-{cfg.train.zero_stage}, {cfg.train.precision}, {world.size} x {world.device.type}")
+    ranks = f"{run.world.size} x {run.world.device.type}"
+    say(f"engine    DeepSpeed, ZeRO-{cfg.train.zero_stage}, {cfg.train.precision}, {ranks}")
     if cfg.optimizer.name == "muon":
-        say(f"optimizer {describe(engine.module)}")
+        say(f"optimizer {describe(run.engine.module)}")
+    rows = f"{share.global_batch} rows a step = {share.world} x {share.micro_batch} x {share.accumulation}"
     say(f"batch     {rows} (ranks x rows at once x accumulation)")
     say(f"run       {run.run_dir}")
 
 
-def _finish(run_dir: Path, config: Config, manifest: Manifest, say: Callable[[str], None]) -> None:
-    validations = [record for record in read_metrics(run_dir) if record.get("valid_loss") is not None]
-    if validations:
-        last = validations[-1]
-        gap = manifest.unigram_entropy - last["valid_loss"]
+def _finish(run: Run, say: Callable[[str], None]) -> None:
+    run_dir, out = run.run_dir, run.run_dir / EXPORT
+    last = next((each for each in reversed(read_metrics(run_dir)) if each.get("valid_loss") is not None), None)
+    if last is not None:
+        gap = run.unigram_entropy - last["valid_loss"]
         side = "below" if gap > 0 else "ABOVE"
-        entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {manifest.unigram_entropy:.4f}"
+        entropy = f"{abs(gap):.2f} nats {side} the unigram entropy {run.unigram_entropy:.4f}"
         use = f"; context use {last['context_use']:.2f}" if last.get("context_use") is not None else ""
         say(f"held-out  loss {last['valid_loss']:.4f}, {entropy}; masked accuracy {last['valid_accuracy']:.1%}{use}")
-    out = run_dir / EXPORT
     export_run(run_dir, out)
     say(f"exported  {out}")
-    if config.run.examples:
-        for line in fill_mask(out, config.run.examples):
+    if run.config.run.examples:
+        for line in fill_mask(out, run.config.run.examples):
             say(f"  {line}")
     say("next")
     say(f"  tensorboard --logdir {run_dir.parent if str(run_dir.parent) != '.' else run_dir}")

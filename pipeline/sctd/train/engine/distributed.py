@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -15,12 +15,12 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from safetensors import SafetensorError
 
-from sctd.errors import RunError, UserError
-from sctd.train.engine.cpu import keep_freed_memory, repeatable_products, share_cores
+from sctd.errors import RunError, UserError, one_line
+from sctd.train.engine.devices import keep_freed_memory, repeatable_products, share_cores
 from sctd.train.engine.launch import Launch
 
 _GLANCE = 1.0  # seconds
-_QUIET = 10.0  # seconds of waiting for other ranks that are worth no word
+_QUIET = 10.0  # seconds of waiting for other ranks before a message says so
 T = TypeVar("T")
 
 
@@ -80,31 +80,29 @@ def _meet(launch: Launch, timeout: float) -> dist.Store:
         store.set(names[launch.rank], socket.gethostname())
         _wait_for_all(launch, store, names, timeout)
     except dist.DistError as error:
-        what = " ".join(str(error).split())
+        where = f"{launch.address}:{launch.port}"
         raise RunError(
-            f"rank {launch.rank} of {launch.size} did not reach the others at {launch.address}:{launch.port}: {what}"
+            f"rank {launch.rank} of {launch.size} cannot reach the others at {where}: {one_line(error)}"
         ) from None
     return store
 
 
 def _wait_for_all(launch: Launch, store: dist.Store, names: list[str], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    told = False
+    deadline, reported = time.monotonic() + timeout, False
     while True:
-        # A little at a time: a signal is heard in between.
-        patience = min(_GLANCE, max(0.001, deadline - time.monotonic()))
+        patience = min(_GLANCE, max(0.001, deadline - time.monotonic()))  # a signal is heard in between
         try:
             return store.wait(names, timedelta(seconds=patience))
         except dist.DistStoreError:
-            came = {rank: store.get(name).decode() for rank, name in enumerate(names) if store.check([name])}
-        missing = [rank for rank in range(launch.size) if rank not in came]
+            present = {rank: store.get(name).decode() for rank, name in enumerate(names) if store.check([name])}
+        missing = [rank for rank in range(launch.size) if rank not in present]
         if missing and time.monotonic() >= deadline:
             raise RunError(
                 f"missing after {timeout:.0f} s: rank {_spans(missing)} of {launch.size}; "
-                f"there: rank {_spans(list(came))}, on {', '.join(dict.fromkeys(came.values()))}"
+                f"present: rank {_spans(list(present))}, on {', '.join(dict.fromkeys(present.values()))}"
             )
-        if missing and launch.rank == 0 and not told and time.monotonic() >= deadline - timeout + _QUIET:
-            told = True
+        if missing and launch.rank == 0 and not reported and time.monotonic() >= deadline - timeout + _QUIET:
+            reported = True
             print(f"waiting for rank {_spans(missing)} of {launch.size}, up to {timeout:.0f} s", flush=True)
 
 
@@ -126,55 +124,65 @@ def _gpu(launch: Launch) -> int:
         return 0
     if launch.local_rank >= visible:
         raise UserError(
-            f"process {launch.local_rank} of this machine has no GPU: {visible} are visible; start as many processes "
-            "as there are GPUs"
+            f"process {launch.local_rank} of this machine has no GPU: {visible} are visible; start one process for "
+            "each GPU"
         )
     return launch.local_rank
 
 
-def from_main(world: World, call: Callable[[], T]) -> T:
-    """What `call` answers on rank 0, on every rank. Its answer is pickled on the way.
+def from_main(world: World, call: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """The result of `call` on rank 0, on every rank. It is pickled on the way.
+
+    Args:
+        group: of all ranks; None: the default one.
 
     Raises:
-        UserError: of rank 0's call, on every rank, with the same message.
-        RunError: so too, and for what the file system refused.
+        UserError, RunError: of rank 0's call, on every rank; what the file system refused is a RunError.
     """
-    answer: list[Any] = [None, None]
-    if world.is_main:
-        try:
-            answer[0] = call()
-        except (UserError, RunError) as error:
-            answer[1] = error
-        except OSError as error:
-            answer[1] = RunError(str(error))
+    answers: list[Any] = [_outcome(call) if world.is_main else None]
     if world.size > 1:
-        dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+        dist.broadcast_object_list(answers, src=0, group=group)
+    answer, problem = answers[0]
+    if problem is not None:
+        raise problem
+    return answer
 
 
-def together(world: World, call: Callable[[], T]) -> T:
-    """What `call` answers on this rank, once it has succeeded on all of them.
+def together(world: World, call: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """The results of `call` on all ranks, in their order, on every rank, once it has succeeded on all of them.
+
+    Args:
+        group: of all ranks; None: the default one.
 
     Raises:
-        UserError: of the first rank's call that refused, on every rank.
-        RunError: so too, and for what the file system refused.
+        UserError, RunError: of the first rank that failed, on every rank; what the file system refused is a RunError.
     """
-    answer, problem = None, None
-    try:
-        answer = call()
-    except (UserError, RunError) as error:
-        problem = type(error)(f"rank {world.rank}: {error}" if world.size > 1 else str(error))
-    except (OSError, SafetensorError) as error:
-        problem = RunError(f"rank {world.rank}: {error}")
-    problems: list[Any] = [problem] * world.size
+    outcomes: list[Any] = [_outcome(call)] * world.size
     if world.size > 1:
-        dist.all_gather_object(problems, problem)
-    for problem in problems:
+        dist.all_gather_object(outcomes, outcomes[0], group=group)
+    for rank, (_, problem) in enumerate(outcomes):
         if problem is not None:
-            raise problem
-    return cast(T, answer)
+            raise type(problem)(f"rank {rank}: {problem}" if world.size > 1 else str(problem))
+    return [answer for answer, _ in outcomes]
+
+
+def _outcome(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The result of a call, or its error: other ranks need both."""
+    try:
+        return call(), None
+    except (UserError, RunError) as error:
+        return None, error
+    except (OSError, SafetensorError) as error:
+        return None, RunError(str(error))
+
+
+def host_group(world: World, timeout: float) -> dist.ProcessGroup | None:
+    """A group of all ranks over gloo, whose exchanges cannot meet those of the training; None for a single rank.
+
+    Args:
+        timeout: seconds that a rank waits for the others.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
 
 
 def barrier() -> None:

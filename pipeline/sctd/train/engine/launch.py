@@ -1,4 +1,4 @@
-"""Who am I among how many, for every way of being started: one function, one answer."""
+"""Rank and world size of this process, for every launcher."""
 
 import re
 import socket
@@ -32,7 +32,7 @@ class Launch:
     port: int
 
     def export(self, environment: MutableMapping[str, str]) -> None:
-        """Tell torch and DeepSpeed, in the words that both read."""
+        """Set the variables that torch and DeepSpeed read."""
         environment.update(
             RANK=str(self.rank), WORLD_SIZE=str(self.size), LOCAL_RANK=str(self.local_rank),
             LOCAL_WORLD_SIZE=str(self.local_size), MASTER_ADDR=self.address, MASTER_PORT=str(self.port),
@@ -40,23 +40,23 @@ class Launch:
 
 
 def discover(env: Mapping[str, str]) -> Launch:
-    """What the launcher of this process says of it; a job of one where nobody launched it.
+    """This process's place in its job, as its launcher set it; a job of one process without a launcher.
 
     `mpirun` inside an allocation of SLURM is MPI's job, `srun --mpi=...` is SLURM's.
 
     Raises:
-        UserError: a launcher that says half of what is needed, or whose package is missing.
+        UserError: a launcher that sets only some variables, or whose package is missing.
     """
     launch = _discover(env)
     if not 0 <= launch.rank < launch.size:
-        raise UserError(f"the launcher says rank {launch.rank} of {launch.size}: ranks count from 0, and end below it")
+        raise UserError(f"the launcher says rank {launch.rank} of {launch.size}: ranks must be below the world size")
     if launch.port > _LAST_PORT:
         raise UserError(f"MASTER_PORT is {launch.port}: ports end at {_LAST_PORT}")
     return launch
 
 
 def world_size(env: Mapping[str, str]) -> int:
-    """Of the job that a check is made for, which may be another than the one it runs in; 1 where nobody says."""
+    """WORLD_SIZE, the number of ranks to check a configuration for; 1 where it is not set."""
     size = _number(env, "WORLD_SIZE", 1)
     if size < 1:
         raise UserError(f"WORLD_SIZE is {size}: it must be at least 1")
@@ -117,7 +117,7 @@ def _first_host(nodes: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise UserError(
-            f"cannot tell the first host of {nodes!r}: scontrol says {error}; set MASTER_ADDR to its name"
+            f"cannot find the first host of {nodes!r}: scontrol says {error}; set MASTER_ADDR to its name"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for all else: one optimizer, under ZeRO 0 to 2.
 
-Muon moves a matrix by the orthogonal matrix that is nearest to its momentum (kellerjordan.github.io/posts/muon). That
+Muon updates a matrix by the orthogonal matrix nearest to its momentum (kellerjordan.github.io/posts/muon). That
 takes the whole matrix, of which a rank under ZeRO may hold a stretch. Momentum is kept as the parameters are, in
 stretches; matrices that a border between ranks cuts are put together once a step, by a sum of buffers that are zero
 where a rank holds nothing. Such a sum is exact: from equal gradients, any number of ranks under any stage make equal
@@ -95,26 +95,25 @@ class _Piece:
 
     Args:
         key: the parameter's name, and which of its matrices.
-        held: its place in the matrix, and where it lies.
-        slot: where the whole matrix stands in the exchange; None where this rank holds all of it.
+        matrix: its sizes. held: its place in the matrix, and where it lies.
+        slot: where the whole matrix begins in the exchange; None where this rank holds all of it.
     """
 
     key: tuple[str, int]
-    rows: int
-    columns: int
+    matrix: Matrices
     held: Stretch
     slot: int | None = None
 
     @property
-    def size(self) -> int:
-        """Elements of the whole matrix."""
-        return self.rows * self.columns
-
-    @property
     def update(self) -> Tensor:
-        """What is held of the update, which stands where the gradient stood."""
+        """What is held of the update, which has replaced the gradient."""
         assert self.held.flat.grad is not None
         return self.held.of(self.held.flat.grad)
+
+    def whole(self, exchange: Tensor) -> Tensor:
+        """The update of the whole matrix, (R, C)."""
+        flat = self.update if self.slot is None else exchange.narrow(0, self.slot, self.matrix.size)
+        return flat.view(self.matrix.rows, self.matrix.columns)
 
 
 class Muon(Optimizer):
@@ -137,13 +136,9 @@ class Muon(Optimizer):
     def bind(self, engine: DeepSpeedEngine) -> None:
         """Look up where the engine has put the matrices. To be called once by all ranks, before the first step."""
         found = layer_matrices(engine.module)
-        pieces = [
-            piece
-            for stretch in stretches(engine)
-            if stretch.name in found
-            for piece in _pieces(stretch, found[stretch.name])
-        ]
-        cut = {piece.key for piece in pieces if piece.held.length < piece.size}
+        moved = [stretch for stretch in stretches(engine) if stretch.name in found]
+        pieces = [piece for stretch in moved for piece in _pieces(stretch, found[stretch.name])]
+        cut = {piece.key for piece in pieces if piece.held.length < piece.matrix.size}
         if dist.get_world_size() > 1:
             everyones: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyones, cut)
@@ -153,8 +148,7 @@ class Muon(Optimizer):
         for name, part in sorted(cut):
             slots[name, part] = self._exchanged
             self._exchanged += found[name].size
-        pieces = [replace(piece, slot=slots.get(piece.key)) for piece in pieces]
-        self._batches = list(_batches(pieces))
+        self._batches = list(_batches([replace(piece, slot=slots.get(piece.key)) for piece in pieces]))
         self._ranks = engine.seq_data_parallel_group  # the one that ZeRO cuts the parameters for
 
     @torch.no_grad()
@@ -182,27 +176,22 @@ class Muon(Optimizer):
         torch._foreach_lerp_(momenta, updates, 1 - _MOMENTUM)
         torch._foreach_lerp_(updates, momenta, _MOMENTUM)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        dtype = _product_dtype(parameters[0].device)
-        exchange = self._exchange(parameters[0].device, dtype)
+        device = parameters[0].device
+        exchange = self._exchange(device, _product_dtype(device))
         for batch in self._batches or ():
             pieces = [piece for piece in batch if piece.held.flat.grad is not None]
             if not pieces:
                 continue
-            rows, columns = pieces[0].rows, pieces[0].columns
-            stack = torch.empty(len(pieces), rows, columns, dtype=dtype, device=exchange.device)
-            torch._foreach_copy_(list(stack), [_whole(piece, exchange) for piece in pieces])
-            flat = newton_schulz(stack).to(torch.float32).reshape(len(pieces), -1)
-            torch._foreach_add_(
-                [piece.held.of(piece.held.flat) for piece in pieces],
-                [
-                    update.narrow(0, piece.held.start, piece.held.length)
-                    for update, piece in zip(flat, pieces, strict=True)
-                ],
-                alpha=-group["lr"] * math.sqrt(max(1, rows / columns)),
-            )
+            rows, columns, held = pieces[0].matrix.rows, pieces[0].matrix.columns, [piece.held for piece in pieces]
+            stack = exchange.new_empty(len(pieces), rows, columns)
+            torch._foreach_copy_(list(stack), [piece.whole(exchange) for piece in pieces])
+            moves = newton_schulz(stack).to(torch.float32).reshape(len(pieces), -1)
+            mine = [move.narrow(0, each.start, each.length) for move, each in zip(moves, held, strict=True)]
+            scale = -group["lr"] * math.sqrt(max(1, rows / columns))
+            torch._foreach_add_([each.of(each.flat) for each in held], mine, alpha=scale)
 
     def _exchange(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The updates that borders cut, whole, one behind the other. With more ranks than matrices these are all."""
+        """The updates that borders cut, whole, one after the other. With more ranks than matrices these are all."""
         whole = torch.zeros(self._exchanged, dtype=dtype, device=device)
         for piece in itertools.chain.from_iterable(self._batches or ()):
             if piece.slot is not None:
@@ -221,22 +210,12 @@ class Muon(Optimizer):
                 )
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
+        first, second, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
         adamw(
-            parameters,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            parameters, gradients, first, second, [], steps, fused=True, amsgrad=False, maximize=False,
+            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
             eps=group["eps"],
-            maximize=False,
-        )
+        )  # fmt: skip
 
 
 def _pieces(stretch: Stretch, matrices: Matrices) -> Iterator[_Piece]:
@@ -246,26 +225,20 @@ def _pieces(stretch: Stretch, matrices: Matrices) -> Iterator[_Piece]:
         low, high = max(stretch.start, first), min(stretch.start + stretch.length, first + matrices.size)
         if low < high:
             held = replace(stretch, start=low - first, length=high - low, offset=stretch.offset + low - stretch.start)
-            yield _Piece((stretch.name, part), matrices.rows, matrices.columns, held)
+            yield _Piece((stretch.name, part), matrices, held)
 
 
 def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     """Those of one shape together, as many as are multiplied at once."""
     by_shape: dict[tuple[int, int], list[_Piece]] = {}
     for piece in pieces:
-        by_shape.setdefault((piece.rows, piece.columns), []).append(piece)
+        by_shape.setdefault((piece.matrix.rows, piece.matrix.columns), []).append(piece)
     for alike in by_shape.values():
-        count = max(1, _AT_ONCE // alike[0].size)
+        count = max(1, _AT_ONCE // alike[0].matrix.size)
         yield from (alike[first : first + count] for first in range(0, len(alike), count))
 
 
-def _whole(piece: _Piece, exchange: Tensor) -> Tensor:
-    """The update of the whole matrix, (R, C)."""
-    flat = piece.update if piece.slot is None else exchange.narrow(0, piece.slot, piece.size)
-    return flat.view(piece.rows, piece.columns)
-
-
 def _product_dtype(device: torch.device) -> torch.dtype:
-    """Newton-Schulz bears bfloat16's rounding (Jordan et al.); CPUs compute in what is exact everywhere."""
+    """Newton-Schulz tolerates bfloat16's rounding (Jordan et al.); CPUs compute in what is exact everywhere."""
     fast = device.type != "cpu" and get_accelerator().is_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

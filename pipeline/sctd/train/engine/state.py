@@ -1,8 +1,9 @@
-"""What a rank holds of a training state, whatever ZeRO made of it: stretches of named float32 tensors.
+"""The training state as named stretches of float32 tensors, whatever ZeRO made of it.
 
 DeepSpeed keeps the float32 parameters and the optimizer's moments of a rank in flat tensors, a layout that depends on
 the number of ranks and on the ZeRO stage. Named stretches depend on neither: what W ranks wrote under one stage, any
-other number reads under any other, bit for bit.
+other number reads under any other, bit for bit. A stretch is saved as `kind/name/start`, where the kind is `parameter`,
+one of the optimizer's moments (such as `exp_avg`), or `table` for what the model names in `tables`: importance scores.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 from sctd.errors import UserError
 from sctd.train.engine.distributed import World
 
-PARAMETER = "parameter"  # the kind of stretch beside the optimizer's own, such as exp_avg
+PARAMETER, TABLE = "parameter", "table"  # the kinds beside the optimizer's own
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,18 @@ def stretches(engine: DeepSpeedEngine) -> Iterator[Stretch]:
             yield Stretch(name, 0, parameter.numel(), parameter, 0, everywhere=True)
 
 
+def tables(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+    """What training moves beside the parameters, whole on every rank."""
+    return getattr(engine.module, "tables", {})
+
+
 def snapshot(engine: DeepSpeedEngine, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """This rank's share of the training state, copied to the host, and the facts that are the same on all ranks.
 
-    What every rank holds they share out.
+    The ranks share out what each of them holds.
     """
     optimizer, tensors = _base(engine), {}
-    states: dict[tuple[str, ...], dict[str, Any]] = {}  # scalars by the moments that they stand beside
+    states: dict[tuple[str, ...], dict[str, Any]] = {}  # scalars, by the moments of the same state
     for number, stretch in enumerate(stretches(engine)):
         state = optimizer.state.get(stretch.flat, {})
         moments = {kind: value for kind, value in state.items() if _is_moment(value, stretch.flat)}
@@ -79,7 +85,10 @@ def snapshot(engine: DeepSpeedEngine, world: World) -> tuple[dict[str, Tensor], 
         if stretch.everywhere and number % world.size != world.rank:
             continue
         for kind, tensor in {PARAMETER: stretch.flat, **moments}.items():
-            tensors[_key(kind, stretch.name, stretch.start)] = stretch.of(tensor).to("cpu", copy=True)
+            tensors[f"{kind}/{stretch.name}/{stretch.start}"] = stretch.of(tensor).to("cpu", copy=True)
+    for number, (name, table) in enumerate(tables(engine).items()):
+        if number % world.size == world.rank:
+            tensors[f"{TABLE}/{name}/0"] = table.flatten().to("cpu", copy=True)
     facts = {
         "shapes": {name: list(_shape(parameter)) for name, parameter in engine.module.named_parameters()},
         "states": [{"moments": list(moments), "scalars": scalars} for moments, scalars in states.items()],
@@ -122,8 +131,12 @@ def gather_weights(engine: DeepSpeedEngine, world: World, group: dist.ProcessGro
 
 @torch.no_grad()
 def restore(engine: DeepSpeedEngine, files: "StateFiles", facts: dict[str, Any], step: int) -> None:
-    """Put a saved state into an engine of any number of ranks and any ZeRO stage."""
-    optimizer, states = _base(engine), _saved_states(facts)
+    """Put a saved state into an engine of any number of ranks and any ZeRO stage.
+
+    Raises:
+        UserError: files that lack a part of it.
+    """
+    optimizer, states = _base(engine), facts["states"]
     for stretch in stretches(engine):
         stop = stretch.start + stretch.length
         stretch.of(stretch.flat).copy_(files.read(PARAMETER, stretch.name, stretch.start, stop))
@@ -139,7 +152,9 @@ def restore(engine: DeepSpeedEngine, files: "StateFiles", facts: dict[str, Any],
             state.update({key: _unscalar(value, stretch.flat, group) for key, value in saved["scalars"].items()})
     for group, step_of_group in zip(optimizer.param_groups, facts["group_steps"], strict=False):
         group["step"] = _unscalar(step_of_group, next(engine.module.parameters()), group)
-    _refresh(engine, files, facts)
+    for name, table in tables(engine).items():
+        table.copy_(files.read(TABLE, name, 0, table.numel()).view(table.shape))
+    _refresh(engine, files)
     if facts["loss_scaler"] is not None and hasattr(engine.optimizer, "loss_scaler"):
         vars(engine.optimizer.loss_scaler).update(facts["loss_scaler"])
     if facts["autocast_scaler"] is not None and (scaler := _autocast_scaler(engine)):
@@ -170,7 +185,7 @@ class StateFiles:
         return sum(last - first for first, last, _, _ in self._found.get((kind, name), []))
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements from `start` up to `stop` of a flattened tensor, from as many files as hold a part of them.
+        """Elements from `start` up to `stop` of a flattened tensor, in however many files they are.
 
         Raises:
             UserError: they are not all there.
@@ -186,7 +201,7 @@ class StateFiles:
         return found
 
 
-def _refresh(engine: DeepSpeedEngine, files: StateFiles, facts: dict[str, Any]) -> None:
+def _refresh(engine: DeepSpeedEngine, files: StateFiles) -> None:
     """Make the parameters that the model computes with from the float32 ones."""
     zero = engine.optimizer
     if any(hasattr(parameter, "ds_id") for parameter in engine.module.parameters()):
@@ -221,13 +236,6 @@ def _group_of(engine: DeepSpeedEngine, optimizer: Any, stretch: Stretch) -> dict
     return next((group for group in groups if any(stretch.flat is other for other in group["params"])), groups[0])
 
 
-def _saved_states(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The kinds of state in a checkpoint. Older ones have one, for all parameters."""
-    if "states" in facts:
-        return facts["states"]
-    return [{"moments": facts["moments"], "scalars": facts["scalars"]}] if facts["moments"] else []
-
-
 def _is_moment(value: Any, flat: Tensor) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == flat.shape
 
@@ -251,7 +259,3 @@ def _numbers(thing: Any) -> dict[str, Any] | None:
 
 def _shape(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _key(kind: str, name: str, start: int) -> str:
-    return f"{kind}/{name}/{start}"

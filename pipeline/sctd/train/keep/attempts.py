@@ -22,7 +22,7 @@ _SLURM = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT"}
 
 @dataclass
 class Attempt:
-    """Where one job is, as it tells the file.
+    """Where one job is.
 
     Args:
         progress: of the training, which moves it on. code: the exit code that it is about to end with.
@@ -38,37 +38,30 @@ class Attempt:
         self.progress = progress
         job = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
         place = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._write({"start": _now(), "step": progress.step, "ranks": ranks, **job, **place, "version": __version__})
+        self.write({"start": _now(), "step": progress.step, "ranks": ranks, **job, **place, "version": __version__})
 
-    def end(self) -> None:
-        if self.progress is not None:
-            self._write({"end": _now(), "step": self.progress.step, "code": self.code})
-
-    def _write(self, line: dict[str, Any]) -> None:
+    def write(self, line: dict[str, Any]) -> None:
         if self.active:
-            # A full disk is no reason to lose what else there is to say.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that ended the job
                 append_json_line(self.run_dir / _FILE, line)
 
 
 @contextmanager
 def attempt(run_dir: Path, world: World) -> Iterator[Attempt]:
-    """The attempt of this process at the run; its end is written however it leaves, if it leaves at all."""
+    """The attempt of this process at the run; its end is written however it ends, unless it is killed."""
     this = Attempt(run_dir, world.is_main)
     try:
         yield this
-    except UserError:
-        this.code = EXIT_BAD_INPUT
-        raise
-    except (RunError, OSError):
-        this.code = EXIT_FAILED
+    except (UserError, RunError, OSError) as error:
+        this.code = EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED
         raise
     finally:
-        this.end()
+        if this.progress is not None:
+            this.write({"end": _now(), "step": this.progress.step, "code": this.code})
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """Oldest first: what each said at its start, and under `ended` what it said at its end, if it came to one."""
+    """Oldest first: the line of each start, with the line of its end, if there is one, under `ended`."""
     found: list[dict[str, Any]] = []
     for record in read_json_lines(run_dir / _FILE):
         if record.keys() >= {"start", "step", "ranks", "host", "pid"}:

@@ -10,24 +10,21 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sctd import __version__
+from sctd.config import TrainConfig
 from sctd.errors import RunError, UserError
 from sctd.files import read_json, sha256, sync, write_atomically, write_json
-from sctd.train.engine.distributed import World, from_main
-from sctd.train.engine.state import PARAMETER, StateFiles, restore, snapshot
+from sctd.train.engine.distributed import World, from_main, host_group, together
+from sctd.train.engine.state import PARAMETER, TABLE, StateFiles, restore, snapshot
 
 MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -35,13 +32,12 @@ _LATEST = "latest"
 _SEAL = "sha256"  # key of the manifest
 _NAME = re.compile(r"step-(\d{8,})")
 _RANK_FILES = "rank-*.safetensors"
-_IMPORTANCE = ("importance", "scores")
 _HASHERS = 4
 
 
 @dataclass
 class Progress:
-    """Where a run stands: everything beside parameters, optimizer state and the importance table.
+    """The progress of a run: everything beside the state of model and optimizer.
 
     step: optimizer steps done. cursor: samples consumed. ledger: rolling hash of the rows trained on so far.
     seconds: time spent training. passed_over: spans of samples that training went back from.
@@ -65,29 +61,18 @@ class Saver:
 
     Args:
         identity: what must match at a resume (hashes of tokenizer and data); goes into the manifest.
-        keep: checkpoints to keep. behind: write while training goes on, which waits for the copy to the host alone.
-        timeout: seconds that a rank waits for the others to have written.
+        cfg: how many to keep, whether to write while training goes on, how long ranks wait for each other.
     """
 
     def __init__(
-        self,
-        engine: DeepSpeedEngine,
-        run_dir: Path,
-        identity: dict[str, Any],
-        world: World,
-        keep: int,
-        behind: bool,
-        timeout: float,
+        self, engine: DeepSpeedEngine, run_dir: Path, identity: dict[str, Any], world: World, cfg: TrainConfig
     ) -> None:
         self._engine, self._folder, self._identity = engine, checkpoint_folder(run_dir), identity
-        self._world, self._keep, self._behind = world, keep, behind
-        # The thread has a process group of its own, so that its exchanges cannot meet those of the training.
-        patience = timedelta(seconds=timeout)
-        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
+        self._world, self._cfg, self._group = world, cfg, host_group(world, cfg.timeout)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sctd-save")
         self._pending: Future[None] | None = None
 
-    def save(self, progress: Progress, importance: Tensor | None) -> None:
+    def save(self, progress: Progress) -> None:
         """Write a checkpoint of this step, point `latest` at it and remove old ones.
 
         Raises:
@@ -99,11 +84,9 @@ class Saver:
         tensors, facts = snapshot(self._engine, self._world)
         size = sum(tensor.nbytes for tensor in tensors.values()) * self._world.size
         from_main(self._world, lambda: _make_room(temporary, size))
-        if self._world.is_main and importance is not None:
-            tensors["/".join([*_IMPORTANCE, "0"])] = importance.cpu().clone()
         facts["progress"] = asdict(progress)
         self._pending = self._thread.submit(self._write, name, temporary, tensors, facts)
-        if not self._behind:
+        if not self._cfg.async_save:
             self.wait()
 
     @property
@@ -122,48 +105,37 @@ class Saver:
             pending.result()
 
     def _write(self, name: str, temporary: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        problem, entry = _attempt(lambda: _write_rank(temporary, self._world.rank, tensors))
-        entries: list[Any] = [(problem, entry)] * self._world.size
-        if self._group is not None:
-            dist.all_gather_object(entries, (problem, entry), group=self._group)
-        problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(entries) if problem]
-        if self._world.is_main and not problems:
-            step = facts["progress"]["step"]
-            manifest = {"step": step, "world_size": self._world.size, "version": __version__, **self._identity}
-            hashes = dict(entry for _, entry in entries)
-            problem, _ = _attempt(lambda: self._commit(name, temporary, facts, manifest, hashes))
-            problems = [problem] if problem else []
-        answer = [problems]
-        if self._group is not None:
-            dist.broadcast_object_list(answer, src=0, group=self._group)
-        if answer[0]:
-            if self._world.is_main:
+        world, group = self._world, self._group
+        try:
+            entries = together(world, lambda: _write_rank(temporary, world.rank, tensors), group)
+            from_main(world, lambda: self._commit(name, temporary, facts, dict(entries)), group)
+        except RunError as error:
+            if world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise RunError(f"cannot save {self._folder / name}: {answer[0][0]}; checkpoints before it are untouched")
-        if self._world.is_main:
-            _prune(self._folder.parent, self._folder / name, self._keep)
+            raise RunError(f"cannot save {self._folder / name}: {error}; checkpoints before it are untouched") from None
+        if world.is_main:
+            _prune(self._folder.parent, self._folder / name, self._cfg.keep_checkpoints)
 
-    def _commit(
-        self, name: str, temporary: Path, facts: dict[str, Any], manifest: dict[str, Any], files: dict[str, Any]
-    ) -> None:
+    def _commit(self, name: str, temporary: Path, facts: dict[str, Any], files: dict[str, Any]) -> None:
         write_json(temporary / _STATE, facts)
         files[_STATE] = _entry(temporary / _STATE)
-        manifest["files"] = files
-        manifest[_SEAL] = _seal(manifest)
-        write_json(temporary / MANIFEST, manifest)
+        manifest = {"step": facts["progress"]["step"], "world_size": self._world.size, "version": __version__}
+        manifest |= self._identity | {"files": files}
+        sealed = json.dumps(manifest | {_SEAL: _seal(manifest)}, indent=1)
+        write_atomically(temporary / MANIFEST, sealed)  # no newline: a file that lost its last byte is no JSON
         final = self._folder / name
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         write_atomically(self._folder / _LATEST, name + "\n")
 
 
-def load(engine: DeepSpeedEngine, path: Path) -> tuple[Progress, Tensor | None]:
-    """Restore the engine from a verified checkpoint: the progress, and the importance table where there is one."""
-    facts, files = _read_state(path), StateFiles(path, _RANK_FILES)
+def load(engine: DeepSpeedEngine, path: Path) -> Progress:
+    """Restore the engine from a verified checkpoint."""
+    facts = read_json(path / _STATE)
     progress = Progress(**facts["progress"])
     progress.passed_over = [(first, end) for first, end in progress.passed_over]
-    restore(engine, files, facts, progress.step)
-    return progress, read_importance(path)
+    restore(engine, StateFiles(path, _RANK_FILES), facts, progress.step)
+    return progress
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -234,19 +206,15 @@ def verify(path: Path) -> str | None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Float32 parameters of a checkpoint by name, whatever its ranks and its ZeRO stage were."""
     files = StateFiles(path, _RANK_FILES)
-    shapes = {name: tuple(shape) for name, shape in _read_state(path)["shapes"].items()}
-    return {name: files.read(PARAMETER, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
+    shapes = read_json(path / _STATE)["shapes"].items()
+    return {name: files.read(PARAMETER, name, 0, math.prod(shape)).view(shape) for name, shape in shapes}
 
 
 def read_importance(path: Path) -> Tensor | None:
     """The importance score of each vocabulary id; None for an arm that has none."""
     files = StateFiles(path, _RANK_FILES)
-    size = files.length(*_IMPORTANCE)
-    return files.read(*_IMPORTANCE, 0, size) if size else None
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    return read_json(path / _STATE)
+    size = files.length(TABLE, "importance")
+    return files.read(TABLE, "importance", 0, size) if size else None
 
 
 def _make_room(temporary: Path, size: int) -> None:
@@ -277,14 +245,6 @@ def _entry(file: Path) -> dict[str, Any]:
 def _seal(manifest: dict[str, Any]) -> str:
     """sha256 of a manifest without its seal: it vouches for the files, and this for it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _attempt(call: Callable[[], Any]) -> tuple[str | None, Any]:
-    """What went wrong, and what came of it; the others must hear of both."""
-    try:
-        return None, call()
-    except (OSError, SafetensorError) as error:
-        return str(error), None
 
 
 def _prune(run_dir: Path, newest: Path, keep: int) -> None:

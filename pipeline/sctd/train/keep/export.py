@@ -1,6 +1,5 @@
 """A run as a plain `transformers` BERT or ModernBERT: safetensors, config, tokenizer and model card in one folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sctd.config import Config, config_from_dict
 from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest
 from sctd.corpus.tokenizer import save_tokenizer, special_ids
 from sctd.errors import UserError
-from sctd.files import new_folder
+from sctd.files import new_folder, read_json_object, write_json
 from sctd.model.convert import HEADS, to_hf_config, to_hf_state
 from sctd.model.shape import BertShape
 from sctd.objective.arms import ARMS
@@ -56,18 +55,14 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequen
     """
     config, out = read_run(run_dir), out.resolve()
     require_free(out)
-    path = _checkpoint(run_dir, step)
-    corpus = run_dir / CORPUS_COPY
+    path, corpus = _checkpoint(run_dir, step), run_dir / CORPUS_COPY
     manifest = read_manifest(corpus)
-    shape = bert_shape(config, manifest)
     weights = checkpoint.read_weights(path)
     state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
-
     with new_folder(out) as folder:
-        write_model(folder, state, shape, load_corpus_tokenizer(corpus, manifest))
-        facts = _facts(config, run_dir, path)
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        card = _model_card(config, manifest, facts["step"], run_dir, scores)
+        write_model(folder, state, bert_shape(config, manifest), load_corpus_tokenizer(corpus, manifest))
+        write_json(folder / FACTS, _facts(config, run_dir, path))
+        card = _model_card(config, manifest, checkpoint.step_of(path), run_dir, scores)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -83,10 +78,7 @@ def write_model(folder: Path, state: dict[str, Tensor], shape: BertShape, tokeni
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """Where an export comes from: run, arm, seed, step, tokens, seconds, dropped layers; empty for other folders."""
-    try:
-        facts = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    facts = read_json_object(folder / FACTS) or {}
     return facts if {"run", "arm", "step", "checkpoint"} <= facts.keys() else {}
 
 
@@ -96,16 +88,15 @@ def seal_of(path: Path) -> str:
     Raises:
         UserError: its manifest cannot be read.
     """
-    try:
-        return str(checkpoint.read_manifest(path)["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"checkpoint {path} is damaged (its manifest is unreadable): choose another step") from None
+    manifest = read_json_object(path / checkpoint.MANIFEST) or {}
+    if "sha256" not in manifest:
+        raise UserError(f"checkpoint {path} is damaged (its manifest is unreadable): choose another step")
+    return str(manifest["sha256"])
 
 
 def _facts(config: Config, run_dir: Path, path: Path) -> dict[str, Any]:
-    step = checkpoint.step_of(path)
-    plan, record = ARMS[config.arm].layer_plan(config.model), record_at(run_dir, step)
-    middle = plan.middle
+    step, arm = checkpoint.step_of(path), ARMS[config.arm]
+    middle, record = arm.layer_plan(config.model).middle, record_at(run_dir, step)
     return {
         "run": run_dir.resolve().name,
         "arm": config.arm,
@@ -113,7 +104,7 @@ def _facts(config: Config, run_dir: Path, path: Path) -> dict[str, Any]:
         "step": step,
         "checkpoint": seal_of(path),
         "steps": config.train.steps,
-        "dropped": [middle.start, middle.stop] if ARMS[config.arm].drops else None,
+        "dropped": [middle.start, middle.stop] if arm.drops else None,
         **{key: record.get(key) for key in ("tokens", "seconds", "valid_loss")},
     }
 
@@ -141,12 +132,8 @@ def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     pipe = transformers.pipeline("fill-mask", str(folder), device="cpu", top_k=top)
-    lines = []
-    for sentence in sentences:
-        answers = pipe(sentence)
-        options = ", ".join(f"{answer['token_str']} {answer['score']:.0%}" for answer in answers)
-        lines.append(f"{sentence}  ->  {options}")
-    return lines
+    answers = [[f"{each['token_str']} {each['score']:.0%}" for each in pipe(sentence)] for sentence in sentences]
+    return [f"{sentence}  ->  {', '.join(options)}" for sentence, options in zip(sentences, answers, strict=True)]
 
 
 def require_free(out: Path) -> None:
@@ -163,8 +150,7 @@ def require_free(out: Path) -> None:
 
 
 def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path, scores: Sequence[tuple[str, str]]) -> str:
-    record = record_at(run_dir, step)
-    model = config.model
+    record, model = record_at(run_dir, step), config.model
     rows = [
         ("arm", config.arm),
         ("optimizer steps", f"{step:,} of a horizon of {config.train.steps:,}"),

@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sctd.train.engine.distributed import World
+from sctd.train.engine.distributed import World, host_group
 
 EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
 REQUEST_FILES = ("STOP", "SAVE")
@@ -31,9 +30,9 @@ _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a sl
 
 @dataclass
 class Mailbox:
-    """What this process was asked for by a signal.
+    """The signals that this process has received.
 
-    training: there is somebody to look into it.
+    training: a training is running that looks at them.
     """
 
     signals: list[str] = field(default_factory=list)
@@ -59,15 +58,15 @@ class Mailbox:
 
 
 class Requests:
-    """What the job was asked for: the same answer on every rank.
+    """Requests to the job: the same on every rank.
 
     Args:
         mailbox: of this process. run_dir: where rank 0 looks for STOP and SAVE.
         timeout: seconds that a rank waits for the others.
 
     Attributes:
-        stop, save: asked for and agreed; whoever does it takes it back.
-        failed: a rank has failed at what it does beside the training.
+        stop, save: requested and agreed; who acts on `save` resets it.
+        failed: the background save of a rank has failed.
     """
 
     def __init__(self, mailbox: Mailbox, run_dir: Path, world: World, timeout: float) -> None:
@@ -76,8 +75,7 @@ class Requests:
         if world.is_main:
             with suppress(OSError):
                 (run_dir / STOPPED).unlink()  # of an earlier job
-        patience = timedelta(seconds=timeout)
-        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
+        self._group = host_group(world, timeout)
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._looked = 0.0
 
@@ -87,7 +85,7 @@ class Requests:
         if self._world.is_main and time.monotonic() - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
             mine |= torch.tensor([*map(self._take, REQUEST_FILES), False], dtype=torch.uint8)
-        self._collect()
+        self.collect()
         if self._group is None:
             self._note(mine)
         else:
@@ -101,11 +99,8 @@ class Requests:
         dist.all_gather(values, torch.tensor([value], dtype=torch.float64), group=self._group)
         return [float(one) for one in values]
 
-    def close(self) -> None:
-        """Wait for what was under way when the training ended."""
-        self._collect()
-
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Wait for the exchange that is under way, if there is one."""
         if self._pending is not None:
             asked, work = self._pending
             self._pending = None
@@ -117,7 +112,7 @@ class Requests:
         self.stop, self.save, self.failed = self.stop or bool(stop), self.save or bool(save), bool(failed)
 
     def _take(self, name: str) -> bool:
-        """Whether the file is there; it is moved away, so that it counts once."""
+        """Whether the file is there; it is moved away, so that it counts only once."""
         with suppress(OSError):  # a folder on a network may fail for a moment
             file = self._run_dir / name
             if name == "STOP":

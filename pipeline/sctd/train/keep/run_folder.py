@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from sctd.config import Config, to_yaml
 from sctd.errors import UserError
-from sctd.files import Held, lock, write_atomically
+from sctd.files import Held, lock, read_json_object, write_atomically, write_json
 from sctd.train.engine.distributed import World, barrier, from_main
 from sctd.train.keep.checkpoint import checkpoint_folder, checkpoints
 from sctd.train.keep.export import CORPUS_COPY, EXPORT, read_run, require_free
@@ -29,14 +29,14 @@ _FREE_AT_RESUME = {
 
 
 def check_run_dir(run_dir: Path, resume: bool) -> None:
-    """Refuse what cannot be started, or resumed, there: before anything is written."""
+    """Refuse a folder that a run cannot be started or resumed in, before anything is written."""
     begun = (run_dir / "config.yaml").exists() or any(checkpoints(run_dir))
     if begun and not resume:
         raise UserError(f"run.dir {run_dir} holds a run: pass --resume to continue it, or choose another run.dir")
     standing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
         raise UserError(
-            f"run.dir {run_dir} cannot be made: {standing} is no folder to write in: choose another run.dir"
+            f"run.dir {run_dir} cannot be made: {standing} is not a writable folder: choose another run.dir"
         )
     require_free(run_dir / EXPORT)
     if resume and not run_dir.is_dir():
@@ -44,19 +44,19 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
 
 
 def check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> None:
-    """A resumed run computes what it was started with; one that never came to write that down may be anything."""
+    """Refuse to resume a run with settings that change what it computes; one without a configuration has none yet."""
     if not (run_dir / "config.yaml").exists() and not checkpoint_folder(run_dir).exists():
         return
     new, old = (_flat(dataclasses.asdict(item)) for item in (config, read_run(run_dir)))
-    try:
-        before = dict(json.loads((run_dir / _DEEPSPEED_COPY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"--resume: {run_dir / _DEEPSPEED_COPY} is not readable: restore it from a backup") from None
+    before = read_json_object(run_dir / _DEEPSPEED_COPY)
+    if before is None:
+        raise UserError(f"--resume: {run_dir / _DEEPSPEED_COPY} is not readable: restore it from a backup")
+    now = json.loads(json.dumps(ds_config))  # as it is read back from a file
     for section in ("optimizer", "scheduler"):
-        if _plain(ds_config.get(section)) != before.get(section):
+        if now.get(section) != before.get(section):
             raise UserError(f"--resume: {run_dir} was started with another DeepSpeed '{section}': pass that JSON")
     for key, value in new.items():
-        chosen = (key, value) == ("train.precision", "auto")  # stands for what the run was started with
+        chosen = (key, value) == ("train.precision", "auto")  # means the precision that the run was started with
         if key not in _FREE_AT_RESUME and value != old[key] and not chosen:
             raise UserError(
                 f"--resume: {key} is {value!r}, the run in {config.run.dir} was started with {old[key]!r}: "
@@ -68,15 +68,11 @@ def start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], worl
     """Write down what is about to run."""
     if world.is_main:
         (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
-        (run_dir / _DEEPSPEED_COPY).write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        write_json(run_dir / _DEEPSPEED_COPY, ds_config)
         for name in ("manifest.json", "tokenizer.json"):
             shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
-        write_atomically(run_dir / "config.yaml", to_yaml(config))  # last: where it stands, the rest does
+        write_atomically(run_dir / "config.yaml", to_yaml(config))  # last: where it is, the rest is
     barrier()
-
-
-def _plain(tree: Any) -> Any:
-    return json.loads(json.dumps(tree))  # as it is read back from a file
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

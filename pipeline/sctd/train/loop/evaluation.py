@@ -1,15 +1,13 @@
 """Evaluation while a run trains: rank 0 measures the weights as they are, the other ranks wait for it.
 
-The weights are copied into a transformers folder of their own, so that no evaluation can touch what trains. A thread
-measures; meanwhile the ranks go on exchanging what they are asked for, so that none waits for longer than a glance.
+What is measured is a copy of the weights in memory, so that no evaluation can touch what trains. A thread measures;
+meanwhile the ranks go on exchanging what they are asked for, so that none waits for longer than a glance.
 """
 
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,13 +18,12 @@ from torch import Tensor
 from sctd.model.shape import BertShape
 from sctd.train.engine.distributed import World
 from sctd.train.engine.state import gather_weights
-from sctd.train.keep.export import write_model
 from sctd.train.keep.metrics import EVALUATED
 from sctd.train.keep.preemption import Requests
 
-# A transformers folder -> scores by name. It calls its second argument between pieces of work, and lets through what
-# that raises.
-Evaluator = Callable[[Path, Callable[[], None]], dict[str, float]]
+# Weights by our names, their shape and tokenizer -> scores by name. It calls its last argument between pieces of work,
+# and lets through what that raises.
+Evaluator = Callable[[dict[str, Tensor], BertShape, Tokenizer, Callable[[], None]], dict[str, float]]
 _GLANCE = 1.0  # seconds
 
 
@@ -80,10 +77,7 @@ class Evaluation:
                 raise Interrupted
 
         state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
-        with tempfile.TemporaryDirectory(prefix="sctd-") as name:
-            folder = Path(name)
-            write_model(folder, state, self._shape, self._tokenizer)
-            return self._evaluator(folder, check)
+        return self._evaluator(state, self._shape, self._tokenizer, check)
 
 
 def _scores(task: Future[dict[str, float]], say: Callable[[str], None]) -> dict[str, float]:

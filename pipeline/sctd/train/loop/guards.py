@@ -1,4 +1,4 @@
-"""What watches over the numbers of a run: steps that had to be skipped, losses that jump or do not move, slow ranks."""
+"""Guards of a run's numbers: skipped steps, losses that jump or do not fall, slow ranks."""
 
 import statistics
 import time
@@ -53,7 +53,7 @@ class Skips:
 
 
 class Curve:
-    """Says what is strange about the logged MLM losses, in a line.
+    """Warns of spikes in the logged MLM losses.
 
     Args:
         cursor: samples consumed before the first record.
@@ -64,7 +64,7 @@ class Curve:
         self._cursor = cursor
 
     def look(self, record: dict[str, Any]) -> Iterator[str]:
-        """The warnings that a log record gives cause for."""
+        """The warnings for a log record."""
         loss = record["mlm_full"] if record["mlm_drop"] is None else record["mlm_drop"]
         before, self._cursor = self._cursor, record["samples"]
         if loss is None:
@@ -95,19 +95,19 @@ class Plateau:
         self._entropy, self._warmup, self._levers = entropy, warmup, levers
         self._breakthrough: int | None = None
         self._late: list[float] = []  # gaps past the warm-up
-        self._told = False
+        self._warned = False
         for record in records:
             if record.get("valid_loss") is not None:
-                self._told |= self._stands(record)
+                self._warned |= self._stuck(record)
 
     def look(self, record: dict[str, Any]) -> Iterator[str]:
         """Adds to a record with a validation `valid_gap`, nats below the entropy, and `breakthrough_step`, that of the
         first validation at least 1 nat below it (null: not yet); yields a warning where the run sits on the plateau,
         once."""
-        stands, gap = self._stands(record), self._gap(record)
+        stuck, gap = self._stuck(record), self._gap(record)
         record |= {"valid_gap": gap, "breakthrough_step": self._breakthrough}
-        if stands and not self._told:
-            self._told = True
+        if stuck and not self._warned:
+            self._warned = True
             yield (
                 f"WARNING: on the plateau: {_FLAT} validations brought less than {_RISE:g} nats, the last one is "
                 f"{abs(gap):.2f} nats {'below' if gap > 0 else 'above'} the unigram entropy of {self._entropy:.3f} "
@@ -117,7 +117,7 @@ class Plateau:
     def _gap(self, record: dict[str, Any]) -> float:
         return self._entropy - float(record["valid_loss"])
 
-    def _stands(self, record: dict[str, Any]) -> bool:
+    def _stuck(self, record: dict[str, Any]) -> bool:
         """Whether the last validations past the warm-up, this one included, show no way off the plateau."""
         gap = self._gap(record)
         if self._breakthrough is None and gap >= _BREAKTHROUGH:
@@ -143,7 +143,7 @@ def levers(config: Config) -> str:
 
 
 class Pace:
-    """Seconds that this rank has spent in forwards, which wait for no other rank, as backwards and steps do."""
+    """Seconds that this rank has spent in forwards, which do not wait for other ranks; backwards and steps do."""
 
     def __init__(self, device: torch.device) -> None:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = [] if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl` always, TensorBoard scalars under stable names, one console line per log step.
+"""What a run reports: `metrics.jsonl`, TensorBoard scalars under stable names, one console line for each record.
 
 Numbers stay on the device between log steps; a log step reads them back once.
 """
@@ -25,17 +25,9 @@ from sctd.train.engine.distributed import World
 from sctd.train.keep.metrics import EVALUATED, LOSSES, format_seconds, read_metrics
 
 _SPEED = (
-    "tokens_per_s",
-    "flops_per_s",
-    "mfu",
-    "hfu",
-    "padding",
-    "data_wait",
-    "seconds",
-    "step_seconds",
-    "rank_spread",
+    "tokens_per_s", "flops_per_s", "mfu", "hfu", "padding", "data_wait", "seconds", "step_seconds", "rank_spread",
     "slowest_rank",
-)
+)  # fmt: skip
 _VALID = ("context_use", "breakthrough_step")
 _SLOW = 1.5  # times the middle rank's forward that are worth a word
 
@@ -65,13 +57,10 @@ class LossMeter:
             on_device.append(grad_norm.reshape(1).to(self._sums))
         numbers = torch.cat(on_device).tolist()
         norm = numbers.pop() if isinstance(grad_norm, Tensor) else grad_norm
-        means = {
-            name: total / count if count else None
-            for name, total, count in zip(LOSSES, numbers, self._counts, strict=True)
-        }
+        means = [total / count if count else None for total, count in zip(numbers, self._counts, strict=True)]
         self._sums.zero_()
         self._counts = [0] * len(LOSSES)
-        return {**means, "grad_norm": norm}
+        return {**dict(zip(LOSSES, means, strict=True)), "grad_norm": norm}
 
 
 class Monitor:
@@ -93,15 +82,9 @@ class Monitor:
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._full = False
         self._board = SummaryWriter(str(run_dir), purge_step=first_step + 1)
-        # On a terminal a bar shows where the run stands; in a log file the lines below say it.
-        self._bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-            leave=False,
-        )
+        # On a terminal a bar shows the progress; in a log file the lines of `log` do.
+        hidden = not sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=hidden, leave=False)
 
     def say(self, text: str) -> None:
         if self._active:

@@ -1,6 +1,6 @@
 """Held-out loss on the full path, whatever the arm: the same rows and masks at every call and for any rank count.
 
-Beside it `context_use`: how much the predictions at [MASK] depend on what stands around it. A model that knows only how
+Beside it `context_use`: how much the predictions at [MASK] depend on the tokens around it. A model that knows only how
 frequent tokens are predicts the same everywhere.
 
 Legend: B rows of a batch, M predicted positions, N of them that are masked, V vocabulary.
@@ -22,19 +22,14 @@ _MASKS = 512  # about as many contexts are compared, over all ranks
 
 
 @torch.no_grad()
-def validate(
-    engine: DeepSpeedEngine,
-    rows: Rows,
-    masker: Masker,
-    limit: int,
-    batch: int,
-    world: World,
-    stop: Callable[[], bool],
+def held_out(
+    engine: DeepSpeedEngine, rows: Rows, masker: Masker, limit: int, batch: int, world: World, stop: Callable[[], bool]
 ) -> dict[str, float]:
     """Mean cross-entropy in nats, share of targets predicted right, perplexity and context use, over all ranks.
 
     Args:
-        stop: asked before each batch, on all ranks; where it says so there is nothing to tell, an empty answer.
+        limit: rows, at most. batch: rows at once.
+        stop: asked before each batch, on all ranks; once it is true the answer is empty.
     """
     engine.eval()
     totals, stopped = torch.zeros(3, dtype=torch.float64, device=world.device), False
