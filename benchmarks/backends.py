@@ -38,13 +38,13 @@ CHILD = """
 import os, sys
 import torch
 from sctd.cli import main
-from sctd_kernels import cross_entropy, elementwise
+from sctd_kernels import dispatch, elementwise
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
     interpreter.np_erf_fp32 = lambda array: torch.erf(torch.from_numpy(array)).numpy()
 part = sys.argv.pop(1)
 if part == "host":
-    import importlib, subprocess, tempfile
+    import subprocess, tempfile
     from pathlib import Path
     from sctd_kernels import cuda_library, nvcc
     built = Path(tempfile.mkdtemp()) / "kernels.so"
@@ -53,11 +53,11 @@ if part == "host":
     subprocess.run(["g++", *flags, *map(str, nvcc.sources()), "-o", built], check=True)
     library = cuda_library.load(built)
     cuda_library._kernels_and_stream = lambda device: (library, 0)
-    for name in ("select", "gather_merge", "gather_merge.operators"):
-        importlib.import_module(f"sctd_kernels.{name}").backend = lambda device_type: "cuda"
-if part == "selection":
-    for package in (cross_entropy, elementwise):
-        package._ops = lambda device_type, package=package: package.reference
+    dispatch.backend = lambda device_type: "cuda"
+if part != "all":
+    called = dispatch.Operation.__call__
+    dispatch.Operation.__call__ = lambda self, *args: called(self, *args) if self.has_cuda else self.reference(*args)
+    elementwise.backend = lambda device_type: "torch"
 raise SystemExit(main(sys.argv[1:]))
 """
 

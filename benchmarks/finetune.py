@@ -28,21 +28,20 @@ import torch
 from sctd.bench.result import write_result
 from sctd.evaluate.encoder import best_device, load_config, open_encoder
 from sctd.evaluate.finetune.finetune import prepare_machine
-from sctd.evaluate.finetune.heads import build_model
-from sctd.evaluate.finetune.material import Material, read_material
+from sctd.evaluate.finetune.task_data import TaskData, build_model, read_task_data
 from sctd.evaluate.finetune.training import Setting, fit, precision
 from sctd.evaluate.tasks.rows import TextRow
 from sctd.evaluate.tasks.task import load_task
-from sctd.train.engine.cpu import keep_freed_memory, share_cores
+from sctd.train.engine.devices import keep_freed_memory, share_cores
 
 RESULTS = Path(__file__).parent / "results"
 OURS, GROUPED, PLAIN, KEPT = "sctd", "Trainer, grouped by length", "Trainer", "Trainer, grouped, memory kept"
 DEV_ROWS = 8  # ours evaluates at the end of a pass; this is not timed
 
 
-def material_of(args: argparse.Namespace) -> Material:
+def data_of(args: argparse.Namespace) -> TaskData:
     """The task with so many of its training rows, the same on all sides."""
-    found = read_material(load_task(args.task), args.data_dir, open_encoder(args.checkpoint))
+    found = read_task_data(load_task(args.task), args.data_dir, open_encoder(args.checkpoint))
     if not isinstance(found.train.rows[0], TextRow):
         raise SystemExit(f"--task {args.task}: choose one of texts with classes or scores")
     rows = list(found.train.rows)
@@ -51,14 +50,14 @@ def material_of(args: argparse.Namespace) -> Material:
     return replace(found, train=replace(found.train, rows=tuple(rows[: args.rows])), dev=dev)
 
 
-def our_turn(found: Material, batch_size: int) -> Callable[[int], float]:
+def our_turn(found: TaskData, batch_size: int) -> Callable[[int], float]:
     prepare_machine()
-    data = found.data(None, 1)
+    found.features(None, 1)  # encoded before the clock starts
     steps = found.steps(1, batch_size, None)
-    return lambda seed: fit(found.encoder, data, Setting(1e-5, batch_size, steps, seed)).seconds
+    return lambda seed: fit(found, Setting(1e-5, batch_size, steps, seed)).seconds
 
 
-def their_turn(found: Material, batch_size: int, side: str) -> Callable[[int], float]:
+def their_turn(found: TaskData, batch_size: int, side: str) -> Callable[[int], float]:
     import datasets
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
@@ -115,7 +114,7 @@ def their_turn(found: Material, batch_size: int, side: str) -> Callable[[int], f
 
 def serve(args: argparse.Namespace) -> None:
     """A side's process: for each line that comes in, the seconds of a turn go out."""
-    found = material_of(args)
+    found = data_of(args)
     batch_size = args.batch_size or found.task.batch_size
     turn = our_turn(found, batch_size) if args.side == OURS else their_turn(found, batch_size, args.side)
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
@@ -139,10 +138,10 @@ def main() -> None:
         return serve(args)
     if importlib.util.find_spec("accelerate") is None:
         raise SystemExit("Trainer cannot be run: pip install accelerate")
-    found = material_of(args)
+    found = data_of(args)
     sides = [OURS, GROUPED, PLAIN] + ([] if torch.cuda.is_available() else [KEPT])
     seconds = take_turns(sides, args.rounds)
-    count, tokens = len(found.train.rows), int(found.data(None, 1).train.tokens_N.sum())
+    count, tokens = len(found.train.rows), int(found.features(None, 1).tokens_N.sum())
     medians = {side: statistics.median(times) for side, times in seconds.items()}
     print("| side | s a pass | examples/s | tokens/s | of Trainer, grouped |\n|---|---|---|---|---|")
     for side, median in medians.items():

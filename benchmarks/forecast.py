@@ -17,7 +17,8 @@ from typing import Any
 from sctd.config import Config, load_config
 from sctd.plan import speed
 from sctd.plan.memory import parameter_count
-from sctd.plan.report import forecast, make_job, parse_gpus
+from sctd.plan.report import forecast, parse_gpus
+from sctd.plan.workload import make_workload
 
 RESULTS = Path(__file__).parent / "results"
 GPU = "A100-40GB"
@@ -33,11 +34,11 @@ def look(config: Config, gpus: int, rows: int) -> dict[str, Any]:
     """One number of GPUs with so many rows a step."""
     config = replace(config, train=replace(config.train, batch_size=rows))
     train = config.train
-    job = make_job(config, config.model.max_positions)
-    found = forecast(job, parse_gpus(f"{gpus}x{GPU}"), train.zero_stage)
+    workload = make_workload(config, config.model.max_positions)
+    found = forecast(workload, parse_gpus(f"{gpus}x{GPU}"), train.zero_stage)
     assert found.time is not None
     step = found.time.total
-    size = STATE * parameter_count(job.work.shape)
+    size = STATE * parameter_count(workload.work.shape)
     lost = train.save_every * step / 2 + RESTART  # of every failure
     return {
         "gpus": gpus, "rows": rows, "micro_batch": found.micro_batch, **asdict(found.time), "step": step,

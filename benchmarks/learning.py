@@ -3,12 +3,16 @@
     python benchmarks/learning.py embedded --work runs/learning
     python benchmarks/learning.py wiki --source wiki-train-0.jsonl.xz --work runs/learning
     python benchmarks/learning.py tables
+    python benchmarks/learning.py arms --source wiki-train-0.jsonl.xz --tokenizer vocab.txt
 
 `embedded`: encoders of 4 x 128 on the documentation that Python carries, 600 steps of 32 rows of 128 tokens (2.5M
 tokens), and the two demos with the recipe that they replaced, 1,300 steps; three seeds. `wiki`: 6 x 128 on one file of
 English Wikipedia, 2,500 steps (10.2M tokens). Every run is `sctd pretrain`; one that is in the results, or complete in
 --work, is not trained again, one that is not goes on. --only takes runs by name. Writes results/learning-WHAT.json
 after each run; `tables` writes the tables of docs/learning.md and the picture of the README from them.
+
+`arms`: the three arms on the same real text for the same steps. Each is `bert-mini` on rows of 128 tokens under the
+deepspeed launcher, two ranks, ZeRO-1, one seed. Writes results/arms-<device>.json and docs/arms.png.
 """
 
 import argparse
@@ -24,7 +28,8 @@ from typing import Any
 
 import torch
 
-from sctd.bench.result import facts
+from sctd.bench.result import facts, write_result
+from sctd.present.pictures import Curve, Panel, grid, write_picture
 from sctd.train.keep.export import read_run
 from sctd.train.keep.metrics import read_metrics
 
@@ -86,16 +91,18 @@ SUITES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*SUITES, "tables"])
-    parser.add_argument("--source", help="text of the `wiki` runs")
+    parser.add_argument("what", choices=[*SUITES, "tables", "arms"])
+    parser.add_argument("--source", help="text of the `wiki` runs, or of the arms")
+    parser.add_argument("--tokenizer", help="of the arms")
     parser.add_argument("--work", type=Path, default=Path("runs/learning"))
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--only", nargs="+", help="names of runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
     if args.what == "tables":
-        tables()
-        return
+        return tables()
+    if args.what == "arms":
+        return compare_arms(args.source, args.tokenizer, args.work / "arms")
     torch.set_num_threads(1)  # as the runs do, which the results say
     runs, prepare, seeds = SUITES[args.what]
     corpus = args.work / args.what / "corpus"
@@ -175,7 +182,7 @@ def tables() -> None:
         mark = re.compile(rf"(<!-- {what} -->\n).*?(<!-- end -->)", re.DOTALL)
         page = mark.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", page)
         if what == "embedded":
-            _draw(result, DOCS / "learning.png")
+            _draw_runs(result, DOCS / "learning.png")
     (DOCS / "learning.md").write_text(page, encoding="utf-8")
 
 
@@ -203,30 +210,72 @@ def _table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _draw(result: dict[str, Any], path: Path) -> None:
-    """Held-out loss over tokens: the recipe as it was, and the two demos."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def _draw_runs(result: dict[str, Any], path: Path) -> None:
+    """Held-out loss over tokens: the recipe as it was, and the two demos; thin: further seeds."""
     shown = {"old demo (bert, sctd)": "#888888", "demo-bert": "#d1742b", "demo": "#2b6cb0"}
-    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    for name, colour in shown.items():
-        for number, seed in enumerate(result["runs"][name]["seeds"].values()):
-            points = seed["curve"]
-            axis.plot(
-                [point["tokens"] / 1e6 for point in points], [point["valid_loss"] for point in points], ".-", ms=4,
-                color=colour, alpha=0.9 if number == 0 else 0.4, label=name if number == 0 else None,
-            )  # fmt: skip
-    axis.axhline(result["unigram_entropy"], color="#999999", lw=0.8, ls=":")
-    axis.annotate("unigram entropy", (0.99, result["unigram_entropy"]), xycoords=("axes fraction", "data"), va="bottom",
-                  ha="right", fontsize=8)  # fmt: skip
-    axis.set_xlabel("tokens trained on (millions)")
-    axis.set_ylabel("held-out MLM loss (nats)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    curves = [
+        _curve(name, seed["curve"], "tokens", colour, thin=number > 0)
+        for name, colour in shown.items()
+        for number, seed in enumerate(result["runs"][name]["seeds"].values())
+    ]
+    _draw(curves, "tokens", result["unigram_entropy"], path)
+
+
+def _curve(name: str, points: list[dict[str, Any]], x: str, colour: str, thin: bool = False) -> Curve:
+    return Curve(name, [point[x] for point in points], [point["valid_loss"] for point in points], colour, thin)
+
+
+def _draw(curves: list[Curve], x: str, entropy: float, path: Path) -> None:
+    """With the entropy that a model comes to which knows frequencies alone."""
+    panel = Panel(curves, x=x, y="held-out MLM loss, full path (nats)", marker=".", levels=[entropy],
+                  level_name="unigram entropy")  # fmt: skip
+    write_picture(path, 7.2, 3.6, grid([panel.draw]))
+
+
+# ---- arms ----------------------------------------------------------------------------------------------------------
+
+ARMS = {"baseline": "#666666", "token-drop": "#d1742b", "sctd": "#2b6cb0"}
+ARM_STEPS, ARM_RANKS = 250, 2
+
+
+def compare_arms(source: str | None, tokenizer: str | None, work: Path) -> None:
+    """Held-out loss curves of the three arms in one picture."""
+    if source is None or tokenizer is None:
+        raise SystemExit("arms: give --source and --tokenizer")
+    corpus = work / "corpus"
+    prepare = ["--source", source, "--tokenizer", tokenizer, "--seq-len", "128"]
+    subprocess.run([sys.executable, "-m", "sctd", "prepare", *prepare, "--out", corpus], check=True)
+    entropy = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["unigram_entropy"]
+    keys = ("step", "valid_loss", "valid_accuracy")
+    curves = {}
+    for arm in ARMS:
+        records = [record for record in train_arm(arm, work) if record.get("valid_loss") is not None]
+        curves[arm] = [{key: record[key] for key in keys} for record in records]
+    drawn = [_curve(arm, points, "step", ARMS[arm]) for arm, points in curves.items()]
+    _draw(drawn, "step", entropy, DOCS / "arms.png")
+    result = {
+        "recipe": "bert-mini", "ranks": ARM_RANKS, "zero_stage": 1, "precision": "fp32", "steps": ARM_STEPS,
+        "batch": "64x128", "source": Path(source).name, "unigram_entropy": entropy, "curves": curves,
+    }  # fmt: skip
+    path = write_result(RESULTS, "arms", result)
+    for arm, points in curves.items():
+        print(f"{arm:<12} held-out loss {points[0]['valid_loss']:.3f} -> {points[-1]['valid_loss']:.3f}")
+    print(f"unigram entropy {entropy:.3f}; written {path.name} and docs/arms.png")
+
+
+def train_arm(arm: str, work: Path) -> list[dict[str, Any]]:
+    """Metrics of the finished run of one arm."""
+    run_dir = work / arm
+    if not (run_dir / "export").is_dir():
+        overrides = [
+            f"data.corpus={work / 'corpus'}", f"run.dir={run_dir}", f"train.steps={ARM_STEPS}",
+            f"schedule.warmup_steps={ARM_STEPS // 5}", "train.batch_size=64", "train.precision=fp32",
+            "train.zero_stage=1", f"train.valid_every={ARM_STEPS // 10}", "train.valid_rows=512",
+        ]  # fmt: skip
+        launcher = Path(sys.executable).parent / "deepspeed"
+        command = [launcher, "--num_accelerators", str(ARM_RANKS), "--module", "sctd", "pretrain", f"bert-mini-{arm}"]
+        subprocess.run([*command, *overrides], check=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
+    return read_metrics(run_dir)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sctd.bench.result import write_result
+from sctd.jobs.verify import start
 from sctd.objective.arms import ARMS
 from sctd.train.keep.checkpoint import newest_whole, read_importance
 from sctd.train.keep.metrics import read_metrics
-from sctd.verify import start
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 30

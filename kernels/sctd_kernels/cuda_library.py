@@ -51,17 +51,16 @@ def _compiled(architecture: str) -> Path:
 
 
 def launch(name: str, *arguments: Tensor | int | None) -> None:
-    """Call the launcher `sctd_<name>` on the first tensor's device, in its current stream, and do not wait.
+    """Call the launcher `sctd_<name>` in the current stream of the current device, and do not wait.
 
-    Tensors are handed over as they lie in memory, so they must be contiguous; None becomes a null pointer.
+    Tensors are on that device and contiguous, as they are handed over as they lie in memory. None is a null pointer.
 
     Raises:
         RuntimeError: CUDA refused the launch; names the tensors and says why.
     """
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    with torch.cuda.device_of(tensors[0]):
-        kernels, stream = _kernels_and_stream(tensors[0].device)
-        code = getattr(kernels, f"sctd_{name}")(*map(_plain, arguments), ctypes.c_void_p(stream))
+    kernels, stream = _kernels_and_stream(tensors[0].device)
+    code = getattr(kernels, f"sctd_{name}")(*map(_as_c, arguments), ctypes.c_void_p(stream))
     if code != 0:
         shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors)
         why = kernels.sctd_error_text(code).decode()
@@ -75,7 +74,7 @@ def _kernels_and_stream(device: torch.device) -> tuple[ctypes.CDLL, int]:
     return library(device), torch.cuda.current_stream(device).cuda_stream
 
 
-def _plain(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+def _as_c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,9 +26,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_checks import HALVES, check, check_moves, check_select, numbers, oracle, random_selection, select_cases
-from sctd_kernels import cuda_library, merge, nvcc, select, split
-from sctd_kernels.gather_merge import reference as moves_reference
-from sctd_kernels.select import reference
+from sctd_kernels import Selection, cuda_library, dispatch, merge, nvcc, select, split
+from sctd_kernels.gather_merge import GATHER, MERGE, MERGE_BACKWARD, SPLIT_BACKWARD
+from sctd_kernels.select import SELECT
 from support import ROOT
 
 KERNELS = ROOT / "kernels/sctd_kernels"
@@ -59,14 +58,9 @@ def on_cuda(request: pytest.FixtureRequest, host: ctypes.CDLL) -> Iterator[None]
     host.sctd_host_reverse(request.param == "last to first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_library, "_kernels_and_stream", lambda device: (host, 0))
-        for name in ("select", "gather_merge", "gather_merge.operators"):
-            patch.setattr(importlib.import_module(f"sctd_kernels.{name}"), "backend", lambda device_type: "cuda")
+        patch.setattr(dispatch, "backend", lambda device_type: "cuda")
         yield
     host.sctd_host_reverse(0)
-
-
-def kernels(package: str) -> ModuleType:
-    return importlib.import_module(f"sctd_kernels.{package}.cuda")
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -102,10 +96,9 @@ def test_every_16_bit_score(on_cuda: None, dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     scores = patterns.view(dtype)[torch.randperm(2**16, generator=rng)].view(8, 8192)
-    arguments = torch.arange(8), None, None, None, ()
+    arguments = torch.arange(8), None, None, None, []
     for keep in (100, 4096, 8000):
-        found, expected = kernels("select").select(scores, keep, *arguments), reference.select(scores, keep, *arguments)
-        assert same(found[:3], expected[:3])
+        assert same(*(SELECT.run(chosen, scores, keep, *arguments) for chosen in ("cuda", "torch")))
 
 
 def test_negative_zero_ties_with_zero(on_cuda: None) -> None:
@@ -120,8 +113,8 @@ def test_nan_ranks_as_the_lowest_score(on_cuda: None) -> None:
     scores = torch.tensor([[float("nan"), float("-inf"), 0.0, -float("nan"), float("-inf"), -1e38]]).repeat(20, 1)
     for dtype in (torch.float32, *HALVES):
         narrowed, seeds = scores.to(dtype), torch.arange(20)
-        selection = kernels("select").select(narrowed, 4, seeds, None, None, None, ())
-        check(selection, oracle(narrowed.float(), 4, seeds.tolist()), 6)
+        found = SELECT.run("cuda", narrowed, 4, seeds, None, None, None, [])
+        check(Selection(*found), oracle(narrowed.float(), 4, seeds.tolist()), 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
@@ -130,8 +123,8 @@ def test_ids_outside_of_the_table_are_moved_into_it(on_cuda: None, dtype: torch.
     ids = torch.tensor([[-5, 0, 3, 99, far, -far, -1, 4, 1, 2]], dtype=dtype).repeat(9, 1)
     beside = float("inf")  # what a wrong id would find
     table = torch.tensor([-beside, 3.0, 0.0, 2.0, 1.0, beside])[1:5]
-    arguments = 5, torch.arange(9), None, None, table, ()
-    assert same(kernels("select").select(ids, *arguments)[:3], reference.select(ids, *arguments)[:3])
+    arguments = ids, 5, torch.arange(9), None, None, table, []
+    assert same(*(SELECT.run(chosen, *arguments) for chosen in ("cuda", "torch")))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.8])
@@ -194,9 +187,10 @@ def test_unaligned_addresses(on_cuda: None, dtype: torch.dtype, by: int) -> None
     kept = shifted(numbers(3, 7, 16, seed=2, dtype=dtype), by)
     assert hidden.is_contiguous() and hidden.data_ptr() % 16 == by * dtype.itemsize % 16
     results = []
-    for moves in (kernels("gather_merge"), moves_reference):
-        parts = moves.gather(hidden, maps[0]), moves.merge(hidden, kept, *maps), *moves.merge_backward(hidden, *maps)
-        results.append((*parts, moves.split_backward(kept, rest, *maps), moves.split_backward(kept, None, *maps)))
+    for chosen in ("cuda", "torch"):
+        parts = [GATHER.run(chosen, hidden, maps[0]), MERGE.run(chosen, hidden, kept, *maps)]
+        parts += [*MERGE_BACKWARD.run(chosen, hidden, *maps), SPLIT_BACKWARD.run(chosen, kept, rest, *maps)]
+        results.append([*parts, SPLIT_BACKWARD.run(chosen, kept, None, *maps)])
     assert same(*results)
 
 
@@ -204,13 +198,13 @@ def test_any_dtype_can_be_moved(on_cuda: None) -> None:
     selection = random_selection(2, 9, 4)
     for dtype in (torch.bool, torch.uint8, torch.int64):
         hidden = torch.arange(2 * 9 * 3).view(2, 9, 3).to(dtype)
-        expected = moves_reference.gather(hidden, selection.kept_BK)
-        assert torch.equal(kernels("gather_merge").gather(hidden, selection.kept_BK), expected)
+        found, expected = (GATHER.run(chosen, hidden, selection.kept_BK) for chosen in ("cuda", "torch"))
+        assert torch.equal(found, expected)
 
 
 def test_positions_out_of_range_are_moved_into_it(on_cuda: None) -> None:
     hidden = numbers(2, 5, 3, seed=0, dtype=torch.float32)
-    found = kernels("gather_merge").gather(hidden, torch.tensor([[-1, 2**40], [4, 5]]))
+    found = GATHER.run("cuda", hidden, torch.tensor([[-1, 2**40], [4, 5]]))
     assert torch.equal(found, torch.stack([hidden[0, [0, 4]], hidden[1, [4, 4]]]))
 
 
@@ -222,7 +216,7 @@ def test_sums_round_as_torch_does(on_cuda: None, dtype: torch.dtype) -> None:
     kept = patterns.view(dtype).view(1, 128, 512)
     rest = patterns[torch.randperm(2**16, generator=rng)].view(dtype).view(1, 128, 512)
     positions = torch.arange(128)[None]
-    found = kernels("gather_merge").split_backward(kept, rest, positions, positions)
+    found = SPLIT_BACKWARD.run("cuda", kept, rest, positions, positions)
     expected = kept + rest
     assert torch.equal(found.isnan(), expected.isnan()) and expected.isnan().any() and expected.isinf().any()
     assert torch.equal(found.nan_to_num(0.0).view(torch.int16), expected.nan_to_num(0.0).view(torch.int16))
@@ -231,7 +225,7 @@ def test_sums_round_as_torch_does(on_cuda: None, dtype: torch.dtype) -> None:
 def test_a_dropped_gradient_passes_unchanged(on_cuda: None) -> None:
     """-0.0 + 0 would be 0.0."""
     kept, rest = torch.ones(1, 1, 5), torch.full((1, 2, 5), -0.0)
-    found = kernels("gather_merge").split_backward(kept, rest, torch.tensor([[0]]), torch.tensor([[0, -1]]))
+    found = SPLIT_BACKWARD.run("cuda", kept, rest, torch.tensor([[0]]), torch.tensor([[0, -1]]))
     assert found[0].signbit().tolist() == [[False] * 5, [True] * 5]
 
 
@@ -247,7 +241,7 @@ def test_nothing_to_move(on_cuda: None, shape: tuple[int, int, int]) -> None:
 def test_a_refused_launch_says_why(on_cuda: None) -> None:
     """30,000 keys do not fit into the shared memory of a block."""
     with pytest.raises(RuntimeError, match=r"select: .* invalid argument; it was given torch.float32 \(1, 30000\)"):
-        kernels("select").select(torch.zeros(1, 30000), 5, torch.arange(1), None, None, None, ())
+        SELECT.run("cuda", torch.zeros(1, 30000), 5, torch.arange(1), None, None, None, [])
     check_select({"scores_BS": torch.zeros(1, 300), "keep": 5, "row_seed_B": torch.arange(1)})
 
 
@@ -336,7 +330,7 @@ def test_without_a_gpu_the_driver_is_named(compiled: Path, monkeypatch: pytest.M
     library = cuda_library.load(compiled)
     monkeypatch.setattr(cuda_library, "_kernels_and_stream", lambda device: (library, 0))
     with pytest.raises(RuntimeError, match=r"gather: .*(driver|device).*; it was given torch.float32 \(1, 4, 2\)"):
-        kernels("gather_merge").gather(torch.zeros(1, 4, 2), torch.tensor([[1, 2]]))
+        GATHER.run("cuda", torch.zeros(1, 4, 2), torch.tensor([[1, 2]]))
 
 
 def fake_nvcc(folder: Path, body: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_checks import check, check_select, oracle, select_cases
-from sctd_kernels import select
+from sctd_kernels import Selection, select
 from sctd_kernels.select import reference
 
 
@@ -201,7 +201,7 @@ def test_nan_ranks_last_where_nobody_looks() -> None:
     """On a GPU the check would make the host wait; the reference must rank NaN as the kernels do."""
     scores = torch.tensor([[float("nan"), float("-inf"), 0.0, -float("nan"), float("-inf"), -1e38]]).expand(60, 6)
     seeds = torch.arange(60)
-    selection = reference.select(scores, 4, seeds, None, None, None, ())
+    selection = Selection(*reference.select(scores, 4, seeds, None, None, None, ()))
     check(selection, oracle(scores, 4, seeds.tolist()), 6)
     assert len({tuple(row) for row in selection.kept_BK.tolist()}) == 6, "NaN and -inf do not tie"
 

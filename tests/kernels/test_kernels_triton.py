@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_checks import HALVES, check, check_moves, check_select, numbers, oracle, select_cases
-from sctd_kernels import gather, gather_rows, merge, rotary_table, select, split
-from sctd_kernels.select import reference
+from sctd_kernels import Selection, gather, gather_rows, merge, rotary_table, select, split
+from sctd_kernels.gather_merge import GATHER
+from sctd_kernels.rotary import ROTATE
+from sctd_kernels.select import SELECT
 
 pytestmark = [
+    pytest.mark.run,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.skipif(
         os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1, which GPUs have no use for"
@@ -114,8 +117,8 @@ def test_nan_ranks_as_the_lowest_score() -> None:
     scores = torch.tensor([[float("nan"), float("-inf"), 0.0, -float("nan"), float("-inf"), -1e38]]).repeat(20, 1)
     for dtype in (torch.float32, *HALVES):
         narrowed, seeds = scores.to(dtype), torch.arange(20)
-        selection = kernels("select").select(narrowed, 4, seeds, None, None, None, ())
-        check(selection, oracle(narrowed.float(), 4, seeds.tolist()), 6)
+        found = SELECT.run("triton", narrowed, 4, seeds, None, None, None, [])
+        check(Selection(*found), oracle(narrowed.float(), 4, seeds.tolist()), 6)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -123,30 +126,29 @@ def test_every_16_bit_score(dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     scores = patterns.view(dtype)[torch.randperm(2**16, generator=rng)].view(8, 8192)
-    arguments = torch.arange(8), None, None, None, ()
+    arguments = torch.arange(8), None, None, None, []
     for keep in (100, 4096, 8000):
-        found, expected = kernels("select").select(scores, keep, *arguments), reference.select(scores, keep, *arguments)
-        assert all(torch.equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
+        found, expected = (SELECT.run(chosen, scores, keep, *arguments) for chosen in ("triton", "torch"))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_ids_outside_of_the_table_are_moved_into_it() -> None:
     ids, table = torch.tensor([[-5, 0, 3, 99, 2**40, -(2**40)]]).repeat(9, 1), torch.tensor([1.0, 0.0, 2.0, 3.0])
-    arguments = 3, torch.arange(9), None, None, table, ()
-    found, expected = kernels("select").select(ids, *arguments), reference.select(ids, *arguments)
-    assert all(torch.equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
+    arguments = 3, torch.arange(9), None, None, table, []
+    found, expected = (SELECT.run(chosen, ids, *arguments) for chosen in ("triton", "torch"))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_positions_out_of_range_are_moved_into_it() -> None:
     hidden = numbers(2, 5, 3, seed=0, dtype=torch.float32)
-    found = kernels("gather_merge").gather(hidden, torch.tensor([[-1, 2**40], [4, 5]]))
+    found = GATHER.run("triton", hidden, torch.tensor([[-1, 2**40], [4, 5]]))
     assert torch.equal(found, torch.stack([hidden[0, [0, 4]], hidden[1, [4, 4]]]))
 
 
 def test_places_out_of_range_are_moved_into_it() -> None:
     x, table = numbers(1, 4, 2, 6, seed=0, dtype=torch.float32), rotary_table(5, 6, 100.0, "cpu")
-    rotate = kernels("rotary").rotate
-    found = rotate(x, table, torch.tensor([[-1, 5, 2**40, 3]]), False)
-    assert torch.equal(found, rotate(x, table, torch.tensor([[0, 4, 4, 3]]), False))
+    found = ROTATE.run("triton", x, table, torch.tensor([[-1, 5, 2**40, 3]]), False)
+    assert torch.equal(found, ROTATE.run("triton", x, table, torch.tensor([[0, 4, 4, 3]]), False))
 
 
 @settings(deadline=None, max_examples=12)
@@ -231,17 +233,25 @@ def test_operators_keep_their_promises() -> None:
     hidden, selection = torch.randn(2, 9, 4), select(scores, 5, seeds)
     index, inverse = selection.kept_BK, selection.inverse_BS
     tests = ("test_schema", "test_faketensor")
-    calls: dict[str, list[Any]] = {
-        "select": [scores, 5, seeds, scores > 1, None, None, [scores > 0]],
-        "gather": [hidden, index],
-        "split_backward": [torch.randn(2, 5, 4), None, index, inverse],
-        "merge": [hidden, torch.randn(2, 5, 4), index, inverse],
-        "merge_backward": [hidden, index, inverse],
-        "geglu": [hidden],
-        "geglu_backward": [hidden[..., ::2], hidden],
-        "rotate": [torch.randn(2, 9, 3, 3, 4)[:, :, 1], torch.randn(2, 11, 2), inverse.clamp(min=0), True],
-    }
-    for package in ("elementwise", "rotary"):
-        kernels(package)
-    for name, arguments in calls.items():
+    rate = round(0.1 * 65536)
+    states = [hidden, torch.randn(2, 9, 4), torch.ones(4), torch.zeros(4), 1e-5, seeds, 1, rate]
+    saved = torch.ops.sctd.add_norm(*states)[1:]
+    calls: list[tuple[str, list[Any]]] = [
+        ("select", [scores, 5, seeds, scores > 1, None, None, [scores > 0]]),
+        ("gather", [hidden, index]),
+        ("split_backward", [torch.randn(2, 5, 4), None, index, inverse]),
+        ("merge", [hidden, torch.randn(2, 5, 4), index, inverse]),
+        ("merge_backward", [hidden, index, inverse]),
+        ("geglu", [hidden, None]),
+        ("geglu", [hidden, hidden[..., ::2]]),
+        ("bias_gelu", [hidden, torch.ones(4), None]),
+        ("bias_gelu", [hidden, torch.ones(4), hidden]),
+        ("dropout", [hidden, seeds, 1, rate]),
+        ("add_norm", states),
+        ("add_norm_backward", [hidden, torch.ones(4), seeds, saved, 1, rate, torch.float32]),
+        ("rotate", [torch.randn(2, 9, 3, 3, 4)[:, :, 1], torch.randn(2, 11, 2), inverse.clamp(min=0), True]),
+        ("token_losses", [scores, seeds, torch.zeros(2, 9, dtype=torch.int64)]),
+        ("token_losses_backward", [scores, seeds, torch.randn(2), torch.randn(2)]),
+    ]
+    for name, arguments in calls:
         torch.library.opcheck(getattr(torch.ops.sctd, name).default, tuple(arguments), test_utils=tests)

@@ -29,7 +29,7 @@ def accumulate(losses_N: Tensor, labels_N: Tensor, sum_count_2V: Tensor) -> None
     sum_count_2V[1].index_add_(0, labels_N, counts.long())
 
 
-def token_losses_backward(grad_N: Tensor, logits_NV: Tensor, labels_N: Tensor, normaliser_N: Tensor) -> Tensor:
+def token_losses_backward(logits_NV: Tensor, labels_N: Tensor, normaliser_N: Tensor, grad_N: Tensor) -> Tensor:
     """(softmax - one-hot of the label) x the loss's gradient, in the dtype of the logits."""
     parts = []
     for part in _chunks(len(labels_N)):

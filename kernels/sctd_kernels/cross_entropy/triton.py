@@ -3,33 +3,23 @@
 Legend: N predicted positions, V vocabulary, R rows of a tile.
 """
 
-import os
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_FIXED_POINT = tl.constexpr(2.0**24)  # as in the reference
-_MAX_LOSS = tl.constexpr(1e4)
+from sctd_kernels.cross_entropy import reference
+from sctd_kernels.tiles import INTERPRETED, own_rows
+
+_FIXED_POINT = tl.constexpr(reference.FIXED_POINT)
+_MAX_LOSS = tl.constexpr(reference.MAX_LOSS)
 
 
 @triton.jit
 def _losses_kernel(
-    logits_ptr,
-    labels_ptr,
-    losses_ptr,
-    normaliser_ptr,
-    sums_ptr,
-    counts_ptr,
-    rows,
-    vocabulary,
-    ROWS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    row_R1 = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    logits_ptr, labels_ptr, losses_ptr, normaliser_ptr, sums_ptr, counts_ptr, rows, vocabulary,
+    ROWS: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    row_R1 = own_rows(ROWS)
     in_row = row_R1 < rows
     largest = tl.full((ROWS, 1), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS, 1), dtype=tl.float32)
@@ -61,17 +51,10 @@ def _losses_kernel(
 
 @triton.jit
 def _losses_backward_kernel(
-    grad_ptr,
-    logits_ptr,
-    labels_ptr,
-    normaliser_ptr,
-    out_ptr,
-    rows,
-    vocabulary,
-    ROWS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    row_R1 = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    grad_ptr, logits_ptr, labels_ptr, normaliser_ptr, out_ptr, rows, vocabulary,
+    ROWS: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    row_R1 = own_rows(ROWS)
     column_1V = (tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V))[None, :]
     in_row = row_R1 < rows
     inside = in_row & (column_1V < vocabulary)
@@ -84,59 +67,26 @@ def _losses_backward_kernel(
 
 def _tile(rows: int, vocabulary: int) -> tuple[int, int]:
     block = min(4096, triton.next_power_of_2(vocabulary))
-    return (min(triton.next_power_of_2(rows), max(1, (1 << 20) // block)) if _INTERPRETED else 1), block
+    return (min(triton.next_power_of_2(rows), max(1, (1 << 20) // block)) if INTERPRETED else 1), block
 
 
-@torch.library.custom_op("sctd::token_losses", mutates_args=("sum_count_2V",))
-def token_losses(logits_NV: Tensor, labels_N: Tensor, sum_count_2V: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Losses and the logarithm of each row's normaliser, both float32 (N,)."""
+def token_losses(
+    results: tuple[Tensor, Tensor], logits_NV: Tensor, labels_N: Tensor, sum_count_2V: Tensor | None
+) -> None:
     rows, vocabulary = logits_NV.shape
-    losses_N, normaliser_N = (logits_NV.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    if rows:
-        tile, block = _tile(rows, vocabulary)
-        sums, counts = (None, None) if sum_count_2V is None else sum_count_2V.unbind()
-        with torch.cuda.device_of(logits_NV):  # Triton launches on the current device
-            _losses_kernel[(triton.cdiv(rows, tile),)](
-                logits_NV.contiguous(), labels_N.contiguous(), losses_N, normaliser_N, sums, counts, rows, vocabulary,
-                ROWS=tile, BLOCK_V=block, num_warps=8,
-            )  # fmt: skip
-    return losses_N, normaliser_N
+    tile, block = _tile(rows, vocabulary)
+    sums, counts = (None, None) if sum_count_2V is None else sum_count_2V.unbind()
+    _losses_kernel[(triton.cdiv(rows, tile),)](
+        logits_NV.contiguous(), labels_N.contiguous(), *results, sums, counts, rows, vocabulary,
+        ROWS=tile, BLOCK_V=block, num_warps=8,
+    )  # fmt: skip
 
 
-@token_losses.register_fake
-def _(logits_NV: Tensor, labels_N: Tensor, sum_count_2V: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows = len(labels_N)
-    return logits_NV.new_empty(rows, dtype=torch.float32), logits_NV.new_empty(rows, dtype=torch.float32)
-
-
-@torch.library.custom_op("sctd::token_losses_backward", mutates_args=())
-def token_losses_backward(grad_N: Tensor, logits_NV: Tensor, labels_N: Tensor, normaliser_N: Tensor) -> Tensor:
-    """(softmax - one-hot of the label) x the loss's gradient, in the dtype of the logits."""
+def token_losses_backward(
+    out_NV: Tensor, logits_NV: Tensor, labels_N: Tensor, normaliser_N: Tensor, grad_N: Tensor
+) -> None:
     rows, vocabulary = logits_NV.shape
-    out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    if rows:
-        tile, block = _tile(rows, vocabulary)
-        with torch.cuda.device_of(out_NV):
-            _losses_backward_kernel[(triton.cdiv(rows, tile), triton.cdiv(vocabulary, block))](
-                grad_N.contiguous(), logits_NV.contiguous(), labels_N.contiguous(), normaliser_N, out_NV, rows,
-                vocabulary, ROWS=tile, BLOCK_V=block, num_warps=8,
-            )  # fmt: skip
-    return out_NV
-
-
-@token_losses_backward.register_fake
-def _(grad_N: Tensor, logits_NV: Tensor, labels_N: Tensor, normaliser_N: Tensor) -> Tensor:
-    return logits_NV.new_empty(logits_NV.shape)
-
-
-# For compilation ahead of time: kernel, types of its arguments, values of its constants; other pointers are None.
-_FACTS = {"labels_ptr": "*i64", "normaliser_ptr": "*fp32", "rows": "i32", "vocabulary": "i32"}
-_TILE = {"ROWS": 1, "BLOCK_V": 4096}
-KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = []
-for _kind in ("*fp32", "*bf16", "*fp16"):
-    _there = {"logits_ptr": _kind, "losses_ptr": "*fp32", **_FACTS}
-    KERNELS += [
-        (_losses_kernel, {**_there, "sums_ptr": "*i64", "counts_ptr": "*i64"}, _TILE),
-        (_losses_kernel, _there, _TILE),
-        (_losses_backward_kernel, {"grad_ptr": "*fp32", "logits_ptr": _kind, "out_ptr": _kind, **_FACTS}, _TILE),
-    ]
+    tile, block = _tile(rows, vocabulary)
+    _losses_backward_kernel[(triton.cdiv(rows, tile), triton.cdiv(vocabulary, block))](
+        grad_N, logits_NV, labels_N, normaliser_N, out_NV, rows, vocabulary, ROWS=tile, BLOCK_V=block, num_warps=8
+    )

@@ -7,14 +7,13 @@ work the mask out again. One hash serves two neighbouring columns, with 16 bits 
 Legend: B rows, T positions a row, D columns.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sctd_kernels.dispatch import backend
+from sctd_kernels.dispatch import Operation, backend, require, say
 from sctd_kernels.elementwise import reference
 
 __all__ = ["dropout", "dropout_add_norm", "geglu", "linear_gelu"]
@@ -22,14 +21,25 @@ __all__ = ["dropout", "dropout_add_norm", "geglu", "linear_gelu"]
 _LEVELS = 1 << 16
 
 
-def _ops(device_type: str) -> ModuleType:
-    """The module of raw operations for tensors on devices of this type."""
-    if backend(device_type) == "torch":
-        return reference
-    # Nothing here is gained by CUDA C++ over Triton: these are plain streams over memory.
-    from sctd_kernels.elementwise import triton
+def _empty_add_norm(x_BTD: Tensor, residual_BTD: Tensor, *_: Any) -> list[Tensor]:
+    states = [residual_BTD.new_empty(x_BTD.shape) for _ in range(2)]
+    return states + [residual_BTD.new_empty(*x_BTD.shape[:2], 1, dtype=torch.float32) for _ in range(2)]
 
-    return triton
+
+def _empty_add_norm_backward(grad_BTD: Tensor, weight_D: Tensor, *others: Any) -> list[Tensor]:
+    """Zeros for weight and bias: where there are no rows, no kernel runs."""
+    of_x = grad_BTD.new_empty(grad_BTD.shape, dtype=others[-1])
+    return [of_x, grad_BTD.new_empty(grad_BTD.shape), torch.zeros_like(weight_D), torch.zeros_like(weight_D)]
+
+
+DROPOUT = Operation(reference.dropout)
+ADD_NORM = Operation(reference.add_norm, _empty_add_norm)
+ADD_NORM_BACKWARD = Operation(reference.add_norm_backward, _empty_add_norm_backward)
+BIAS_GELU = Operation(reference.bias_gelu)
+GEGLU = Operation(
+    reference.geglu,
+    lambda x, grad: x.new_empty(x.shape) if grad is not None else x.new_empty(*x.shape[:-1], x.shape[-1] // 2),
+)
 
 
 def _threshold(rate: float) -> int:
@@ -41,11 +51,9 @@ def _threshold(rate: float) -> int:
 
 def _check(name: str, x_BTD: Tensor, row_seed_B: Tensor | None) -> None:
     if x_BTD.dim() != 3 or not x_BTD.dtype.is_floating_point:
-        raise ValueError(f"{name}: x must be floating (B, T, D), got {x_BTD.dtype} {tuple(x_BTD.shape)}")
-    if row_seed_B is not None and (row_seed_B.shape != x_BTD.shape[:1] or row_seed_B.dtype != torch.int64):
-        raise ValueError(
-            f"{name}: row_seed must be int64 ({x_BTD.shape[0]},), got {row_seed_B.dtype} {tuple(row_seed_B.shape)}"
-        )
+        raise ValueError(f"{name}: x must be floating (B, T, D), got {say(x_BTD)}")
+    if row_seed_B is not None:
+        require(f"{name}: row_seed", row_seed_B, x_BTD.shape[:1], (torch.int64,), x_BTD)
 
 
 def dropout(x_BTD: Tensor, rate: float, row_seed_B: Tensor | None, site: int) -> Tensor:
@@ -89,17 +97,15 @@ def dropout_add_norm(
             f"{tuple(weight_D.shape)} and bias {tuple(bias_D.shape)} do not fit"
         )
     threshold = _threshold(rate) if row_seed_B is not None else 0
-    if threshold == 0 and _ops(x_BTD.device.type) is reference:
+    if threshold == 0 and backend(x_BTD.device.type) == "torch":
         # torch's own two operations, which its compiler and autograd know best.
         return F.layer_norm(residual_BTD + x_BTD, tuple(width), weight_D, bias_D, eps).to(residual_BTD.dtype)
-    if row_seed_B is None:
-        row_seed_B = torch.zeros(x_BTD.shape[0], dtype=torch.int64, device=x_BTD.device)
     return _DropoutAddNorm.apply(x_BTD, residual_BTD, weight_D, bias_D, eps, row_seed_B, site, threshold)
 
 
 def linear_gelu(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
     """GELU(x @ weight.T + bias), GELU exact (with erf): (..., D) -> (..., E)."""
-    if bias_E is None or _ops(x.device.type) is reference:
+    if bias_E is None or backend(x.device.type) == "torch":
         return F.gelu(F.linear(x, weight_ED, bias_E))
     return _BiasGelu.apply(F.linear(x, weight_ED), bias_E)
 
@@ -111,10 +117,9 @@ def geglu(x: Tensor) -> Tensor:
         ValueError: x is not floating, or its width is odd.
     """
     if not x.dim() or not x.dtype.is_floating_point or x.shape[-1] % 2:
-        raise ValueError(f"geglu: x must be floating (..., 2E), got {x.dtype} {tuple(x.shape)}")
-    if _ops(x.device.type) is reference:
-        inner, gate = x.chunk(2, -1)
-        return F.gelu(inner) * gate
+        raise ValueError(f"geglu: x must be floating (..., 2E), got {say(x)}")
+    if backend(x.device.type) == "torch":
+        return reference.geglu(x, None)
     return _Geglu.apply(x)
 
 
@@ -122,14 +127,12 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, row_seed_B: Tensor, site: int, threshold: int) -> Tensor:
         ctx.save_for_backward(row_seed_B)
-        ctx.site, ctx.threshold = site, threshold
-        return _ops(x_BTD.device.type).dropout(x_BTD, row_seed_B, site, threshold)
+        ctx.drops = site, threshold
+        return DROPOUT(x_BTD, row_seed_B, site, threshold)
 
     @staticmethod
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
-        (row_seed_B,) = ctx.saved_tensors
-        grad = _ops(grad_BTD.device.type).dropout(grad_BTD, row_seed_B, ctx.site, ctx.threshold)
-        return grad, None, None, None
+        return DROPOUT(grad_BTD, *ctx.saved_tensors, *ctx.drops), None, None, None
 
 
 class _DropoutAddNorm(torch.autograd.Function):
@@ -141,12 +144,11 @@ class _DropoutAddNorm(torch.autograd.Function):
         weight_D: Tensor,
         bias_D: Tensor,
         eps: float,
-        row_seed_B: Tensor,
+        row_seed_B: Tensor | None,
         site: int,
         threshold: int,
     ) -> Tensor:
-        ops = _ops(x_BTD.device.type)
-        out, *saved = ops.add_norm(x_BTD, residual_BTD, weight_D, bias_D, eps, row_seed_B, site, threshold)
+        out, *saved = ADD_NORM(x_BTD, residual_BTD, weight_D, bias_D, eps, row_seed_B, site, threshold)
         ctx.save_for_backward(weight_D, row_seed_B, *saved)
         ctx.site, ctx.threshold, ctx.x_dtype = site, threshold, x_BTD.dtype
         return out
@@ -154,23 +156,20 @@ class _DropoutAddNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         weight_D, row_seed_B, *saved = ctx.saved_tensors
-        ops = _ops(grad_BTD.device.type)
-        grad_x, grad_residual, grad_weight, grad_bias = ops.add_norm_backward(
-            grad_BTD, weight_D, row_seed_B, saved, ctx.site, ctx.threshold, ctx.x_dtype
-        )
-        return grad_x, grad_residual, grad_weight, grad_bias, None, None, None, None
+        grads = ADD_NORM_BACKWARD(grad_BTD, weight_D, row_seed_B, saved, ctx.site, ctx.threshold, ctx.x_dtype)
+        return *grads, None, None, None, None
 
 
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias_E: Tensor) -> Tensor:
         ctx.save_for_backward(x, bias_E)
-        return _ops(x.device.type).bias_gelu(x, bias_E)
+        return BIAS_GELU(x, bias_E, None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, bias_E = ctx.saved_tensors
-        grad_x = _ops(grad.device.type).bias_gelu_backward(grad, x, bias_E)
+        grad_x = BIAS_GELU(x, bias_E, grad)
         return grad_x, grad_x.flatten(0, -2).sum(0, dtype=torch.float32).to(bias_E.dtype)
 
 
@@ -178,9 +177,8 @@ class _Geglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _ops(x.device.type).geglu(x)
+        return GEGLU(x, None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return _ops(grad.device.type).geglu_backward(grad, x)
+        return GEGLU(*ctx.saved_tensors, grad)

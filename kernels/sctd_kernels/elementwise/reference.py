@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sctd_kernels.hashing import hash_positions, mix_rows
@@ -58,11 +59,15 @@ def add_norm(
     weight_D: Tensor,
     bias_D: Tensor,
     eps: float,
-    row_seed_B: Tensor,
+    row_seed_B: Tensor | None,
     site: int,
     threshold: int,
-) -> tuple[Tensor, ...]:
-    """The normalised sum, then what the backward needs: the sum itself, mean, 1/deviation and the mask."""
+) -> list[Tensor]:
+    """The normalised sum, then what the backward needs: the sum itself, mean, 1/deviation and the mask.
+
+    Kernels return no mask: they work it out again.
+    """
+    assert row_seed_B is not None, "torch's own operations do without dropout"
     width, scale = x_BTD.shape[-1], _scale(threshold)
     x_RD, residual_RD = x_BTD.reshape(-1, width), residual_BTD.reshape(-1, width)
     key_R = _row_keys(row_seed_B, site, x_BTD.shape[1])
@@ -73,18 +78,18 @@ def add_norm(
         sum_RD[part] = torch.add(residual_RD[part], torch.where(mask_RD[part], x_RD[part], 0.0), alpha=scale)
     sum_BTD = sum_RD.view(x_BTD.shape)
     out, mean, rstd = torch.native_layer_norm(sum_BTD, (width,), weight_D, bias_D, eps)
-    return out.to(residual_BTD.dtype), sum_BTD, mean, rstd, mask_RD.view(x_BTD.shape)
+    return [out.to(residual_BTD.dtype), sum_BTD, mean, rstd, mask_RD.view(x_BTD.shape)]
 
 
 def add_norm_backward(
     grad_BTD: Tensor,
     weight_D: Tensor,
-    row_seed_B: Tensor,
+    row_seed_B: Tensor | None,
     saved: Sequence[Tensor],
     site: int,
     threshold: int,
     x_dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """Gradients of x, residual, weight and bias."""
     sum_BTD, mean, rstd, mask = saved
     width = (sum_BTD.shape[-1],)
@@ -92,4 +97,18 @@ def add_norm_backward(
         grad_BTD.contiguous(), sum_BTD, width, mean, rstd, weight_D, weight_D, [True, True, True]
     )
     grad_x = torch.where(mask, grad_sum, 0.0).mul_(_scale(threshold)).to(x_dtype)
-    return grad_x, grad_sum, grad_weight, grad_bias
+    return [grad_x, grad_sum, grad_weight, grad_bias]
+
+
+def bias_gelu(x: Tensor, bias_E: Tensor, grad: Tensor | None) -> Tensor:
+    """GELU of x + bias, or with `grad` the gradient of x."""
+    x = x + bias_E
+    return F.gelu(x) if grad is None else torch.ops.aten.gelu_backward(grad, x)
+
+
+def geglu(x: Tensor, grad: Tensor | None) -> Tensor:
+    """GELU of the first half of x times the second half, or with `grad` the gradient of x."""
+    inner, gate = x.chunk(2, -1)
+    if grad is None:
+        return F.gelu(inner) * gate
+    return torch.cat([torch.ops.aten.gelu_backward(grad * gate, inner), grad * F.gelu(inner)], -1)

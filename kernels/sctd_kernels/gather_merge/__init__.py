@@ -6,17 +6,36 @@ right gradient by itself, whatever else its input feeds.
 Legend: B rows, S positions a row, K kept positions a row, D hidden size.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sctd_kernels.dispatch import backend
-from sctd_kernels.gather_merge import operators, reference
+from sctd_kernels.dispatch import Operation, require_range, say
+from sctd_kernels.gather_merge import reference
 from sctd_kernels.select import Selection
 
 __all__ = ["gather", "gather_rows", "merge", "split"]
+
+GATHER = Operation(
+    reference.gather,
+    lambda hidden_BSD, index_BK: hidden_BSD.new_empty(*index_BK.shape, hidden_BSD.shape[2]),
+    has_cuda=True,
+)
+SPLIT_BACKWARD = Operation(
+    reference.split_backward,
+    lambda grad_kept_BKD, _rest, _kept, inverse_BS: grad_kept_BKD.new_empty(*inverse_BS.shape, grad_kept_BKD.shape[2]),
+    has_cuda=True,
+)
+MERGE = Operation(reference.merge, has_cuda=True)
+MERGE_BACKWARD = Operation(
+    reference.merge_backward,
+    lambda grad_BSD, kept_BK, _inverse: (
+        grad_BSD.new_empty(grad_BSD.shape),
+        grad_BSD.new_empty(*kept_BK.shape, grad_BSD.shape[2]),
+    ),
+    has_cuda=True,
+)
 
 
 def gather_rows(hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
@@ -27,11 +46,8 @@ def gather_rows(hidden_BSD: Tensor, index_BK: Tensor) -> Tensor:
     """
     fits = hidden_BSD.dim() == 3 and index_BK.dim() == 2 and hidden_BSD.shape[0] == index_BK.shape[0]
     if not fits or index_BK.dtype != torch.int64 or index_BK.device != hidden_BSD.device:
-        raise ValueError(f"gather: hidden {_say(hidden_BSD)} does not fit index {_say(index_BK)}")
-    if hidden_BSD.device.type == "cpu" and not torch.compiler.is_compiling() and index_BK.numel():
-        low, high = (int(value) for value in index_BK.aminmax())
-        if low < 0 or high >= hidden_BSD.shape[1]:
-            raise ValueError(f"gather: positions {low}..{high} are out of range for hidden {_say(hidden_BSD)}")
+        raise ValueError(f"gather: hidden {say(hidden_BSD)} does not fit index {say(index_BK)}")
+    require_range("gather: positions", index_BK, hidden_BSD, 1)
     return _Gather.apply(hidden_BSD, index_BK, None)
 
 
@@ -65,18 +81,14 @@ def merge(hidden_BSD: Tensor, kept_BKD: Tensor, selection: Selection) -> Tensor:
     return _Merge.apply(hidden_BSD, kept_BKD, selection.kept_BK, selection.inverse_BS)
 
 
-def _say(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-
-
 def _check(name: str, hidden_BSD: Tensor, selection: Selection, kept_BKD: Tensor | None = None) -> None:
     fits = hidden_BSD.dim() == 3 and selection.inverse_BS.shape == hidden_BSD.shape[:2]
     fits = fits and selection.inverse_BS.device == hidden_BSD.device
-    said = f"{name}: hidden {_say(hidden_BSD)}"
+    said = f"{name}: hidden {say(hidden_BSD)}"
     if kept_BKD is not None:
         fits = fits and kept_BKD.shape == (*selection.kept_BK.shape, hidden_BSD.shape[2])
         fits = fits and kept_BKD.dtype == hidden_BSD.dtype and kept_BKD.device == hidden_BSD.device
-        said += f", kept {_say(kept_BKD)}"
+        said += f", kept {say(kept_BKD)}"
     if not fits:
         chosen, length = tuple(selection.kept_BK.shape), selection.inverse_BS.shape[-1]
         raise ValueError(
@@ -84,28 +96,18 @@ def _check(name: str, hidden_BSD: Tensor, selection: Selection, kept_BKD: Tensor
         )
 
 
-def _moves(device_type: str) -> ModuleType:
-    """The module of raw moves for tensors on devices of this type."""
-    chosen = backend(device_type)
-    if chosen == "torch":
-        return reference
-    # Eager calls go straight to the kernels: the dispatcher would cost more than they do.
-    return operators if torch.compiler.is_compiling() else operators.kernels(chosen)
-
-
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_BSD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(kept_BK, inverse_BS)
         ctx.set_materialize_grads(False)
-        return _moves(hidden_BSD.device.type).gather(hidden_BSD, kept_BK), hidden_BSD.view_as(hidden_BSD)
+        return GATHER(hidden_BSD, kept_BK), hidden_BSD.view_as(hidden_BSD)
 
     @staticmethod
     def backward(ctx: Any, grad_kept_BKD: Tensor | None, grad_rest_BSD: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_kept_BKD is None:
             return grad_rest_BSD, None, None
-        moves = _moves(grad_kept_BKD.device.type)
-        return moves.split_backward(grad_kept_BKD, grad_rest_BSD, *ctx.saved_tensors), None, None
+        return SPLIT_BACKWARD(grad_kept_BKD, grad_rest_BSD, *ctx.saved_tensors), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -113,7 +115,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, hidden_BSD: Tensor, index_BK: Tensor, inverse_BS: Tensor | None) -> Tensor:
         ctx.save_for_backward(index_BK, inverse_BS)
         ctx.length = hidden_BSD.shape[1]
-        return _moves(hidden_BSD.device.type).gather(hidden_BSD, index_BK)
+        return GATHER(hidden_BSD, index_BK)
 
     @staticmethod
     def backward(ctx: Any, grad_BKD: Tensor) -> tuple[Tensor, None, None]:
@@ -121,16 +123,16 @@ class _Gather(torch.autograd.Function):
         if inverse_BS is None:
             rank_BK = torch.arange(index_BK.shape[1], device=index_BK.device).expand_as(index_BK)
             inverse_BS = index_BK.new_full((len(index_BK), ctx.length), -1).scatter_(1, index_BK, rank_BK)
-        return _moves(grad_BKD.device.type).split_backward(grad_BKD, None, index_BK, inverse_BS), None, None
+        return SPLIT_BACKWARD(grad_BKD, None, index_BK, inverse_BS), None, None
 
 
 class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_BSD: Tensor, kept_BKD: Tensor, kept_BK: Tensor, inverse_BS: Tensor) -> Tensor:
         ctx.save_for_backward(kept_BK, inverse_BS)
-        return _moves(hidden_BSD.device.type).merge(hidden_BSD, kept_BKD, kept_BK, inverse_BS)
+        return MERGE(hidden_BSD, kept_BKD, kept_BK, inverse_BS)
 
     @staticmethod
     def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden_BSD, grad_kept_BKD = _moves(grad_BSD.device.type).merge_backward(grad_BSD, *ctx.saved_tensors)
+        grad_hidden_BSD, grad_kept_BKD = MERGE_BACKWARD(grad_BSD, *ctx.saved_tensors)
         return grad_hidden_BSD, grad_kept_BKD, None, None

@@ -9,6 +9,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <initializer_list>
+
 #include "../launch.cuh"
 
 namespace {
@@ -42,7 +44,7 @@ __device__ void copy(const Unit* const (&from)[FLIGHT], Unit* out, Rows rows, in
 // An index out of range is moved to the nearest one.
 template <typename Unit>
 __global__ void gather_kernel(
-    const Unit* hidden_BSW, const int64_t* index_BK, Unit* out_BKW, int64_t length, int64_t keep, int64_t width,
+    const int64_t* index_BK, const Unit* hidden_BSW, Unit* out_BKW, int64_t length, int64_t keep, int64_t width,
     unsigned parts) {
   const Rows rows = own_rows(parts);
   const Unit* hidden_SW = hidden_BSW + rows.sequence * length * width;
@@ -59,7 +61,7 @@ __global__ void gather_kernel(
 
 template <typename Unit>
 __global__ void merge_kernel(
-    const Unit* hidden_BSW, const Unit* kept_BKW, const int64_t* inverse_BS, Unit* out_BSW, int64_t length,
+    const int64_t* inverse_BS, const Unit* hidden_BSW, const Unit* kept_BKW, Unit* out_BSW, int64_t length,
     int64_t keep, int64_t width, unsigned parts) {
   const Rows rows = own_rows(parts);
   const int64_t start = rows.sequence * length;
@@ -76,7 +78,7 @@ __global__ void merge_kernel(
 
 template <typename Unit>
 __global__ void merge_backward_kernel(
-    const Unit* grad_BSW, const int64_t* inverse_BS, Unit* hidden_BSW, Unit* kept_BKW, int64_t length, int64_t keep,
+    const int64_t* inverse_BS, const Unit* grad_BSW, Unit* hidden_BSW, Unit* kept_BKW, int64_t length, int64_t keep,
     int64_t width, unsigned parts) {
   const Rows rows = own_rows(parts);
   const int64_t start = rows.sequence * length;
@@ -165,20 +167,33 @@ struct Shape {
   }
 };
 
-int64_t widest_unit(int64_t row_bytes, const void* a, const void* b, const void* c, const void* d = nullptr) {
-  const uint64_t all = uint64_t(row_bytes) | uint64_t(a) | uint64_t(b) | uint64_t(c) | uint64_t(d) | 16;
+int64_t widest_unit(int64_t row_bytes, std::initializer_list<const void*> states) {
+  uint64_t all = uint64_t(row_bytes) | 16;
+  for (const void* address : states) all |= uint64_t(address);
   return int64_t(all & -all);
 }
 
-// The same call for each type of unit.
-#define SCTD_FOR_UNIT(unit, call)                \
-  switch (unit) {                                \
-    case 16: return call(uint4{}, 16);           \
-    case 8: return call(uint2{}, 8);             \
-    case 4: return call(uint32_t{}, 4);          \
-    case 2: return call(uint16_t{}, 2);          \
-    default: return call(uint8_t{}, 1);          \
+// Launches a kernel that copies rows, for the widest unit they allow; threads are for `rows` of each sequence.
+template <typename KernelFor, typename... States>
+int move_rows(
+    KernelFor kernel_for, int64_t batch, int64_t rows, int64_t length, int64_t keep, int64_t row_bytes, void* stream,
+    const int64_t* map, States*... states) {
+  const auto launch = [&](auto unit) -> int {
+    using Unit = decltype(unit);
+    const int64_t width = row_bytes / int64_t(sizeof(Unit));
+    const Shape shape(batch, rows, width);
+    const auto kernel = kernel_for(unit);
+    SCTD_LAUNCH(kernel, shape.grid, shape.block, 0, stream, map, (Unit*)states..., length, keep, width, shape.parts);
+    return cudaGetLastError();
+  };
+  switch (widest_unit(row_bytes, {states...})) {
+    case 16: return launch(uint4{});
+    case 8: return launch(uint2{});
+    case 4: return launch(uint32_t{});
+    case 2: return launch(uint16_t{});
+    default: return launch(uint8_t{});
   }
+}
 
 template <typename Number, int LANES>
 int split_backward(
@@ -199,49 +214,24 @@ int split_backward(
 extern "C" int sctd_gather(
     const void* hidden_BSD, const int64_t* index_BK, void* out_BKD, int64_t batch, int64_t length, int64_t keep,
     int64_t row_bytes, void* stream) {
-  const auto launch = [=](auto unit, int64_t size) -> int {
-    using Unit = decltype(unit);
-    const int64_t width = row_bytes / size;
-    const Shape shape(batch, keep, width);
-    auto kernel = gather_kernel<Unit>;
-    SCTD_LAUNCH(
-        kernel, shape.grid, shape.block, 0, stream, static_cast<const Unit*>(hidden_BSD), index_BK,
-        static_cast<Unit*>(out_BKD), length, keep, width, shape.parts);
-    return cudaGetLastError();
-  };
-  SCTD_FOR_UNIT(widest_unit(row_bytes, hidden_BSD, out_BKD, nullptr), launch)
+  const auto kernel_for = [](auto unit) { return gather_kernel<decltype(unit)>; };
+  return move_rows(kernel_for, batch, keep, length, keep, row_bytes, stream, index_BK, hidden_BSD, out_BKD);
 }
 
 extern "C" int sctd_merge(
     const void* hidden_BSD, const void* kept_BKD, const int64_t* inverse_BS, void* out_BSD, int64_t batch,
     int64_t length, int64_t keep, int64_t row_bytes, void* stream) {
-  const auto launch = [=](auto unit, int64_t size) -> int {
-    using Unit = decltype(unit);
-    const int64_t width = row_bytes / size;
-    const Shape shape(batch, length, width);
-    auto kernel = merge_kernel<Unit>;
-    SCTD_LAUNCH(
-        kernel, shape.grid, shape.block, 0, stream, static_cast<const Unit*>(hidden_BSD),
-        static_cast<const Unit*>(kept_BKD), inverse_BS, static_cast<Unit*>(out_BSD), length, keep, width, shape.parts);
-    return cudaGetLastError();
-  };
-  SCTD_FOR_UNIT(widest_unit(row_bytes, hidden_BSD, kept_BKD, out_BSD), launch)
+  const auto kernel_for = [](auto unit) { return merge_kernel<decltype(unit)>; };
+  return move_rows(
+      kernel_for, batch, length, length, keep, row_bytes, stream, inverse_BS, hidden_BSD, kept_BKD, out_BSD);
 }
 
 extern "C" int sctd_merge_backward(
     const void* grad_BSD, const int64_t* inverse_BS, void* hidden_BSD, void* kept_BKD, int64_t batch, int64_t length,
     int64_t keep, int64_t row_bytes, void* stream) {
-  const auto launch = [=](auto unit, int64_t size) -> int {
-    using Unit = decltype(unit);
-    const int64_t width = row_bytes / size;
-    const Shape shape(batch, length, width);
-    auto kernel = merge_backward_kernel<Unit>;
-    SCTD_LAUNCH(
-        kernel, shape.grid, shape.block, 0, stream, static_cast<const Unit*>(grad_BSD), inverse_BS,
-        static_cast<Unit*>(hidden_BSD), static_cast<Unit*>(kept_BKD), length, keep, width, shape.parts);
-    return cudaGetLastError();
-  };
-  SCTD_FOR_UNIT(widest_unit(row_bytes, grad_BSD, hidden_BSD, kept_BKD), launch)
+  const auto kernel_for = [](auto unit) { return merge_backward_kernel<decltype(unit)>; };
+  return move_rows(
+      kernel_for, batch, length, length, keep, row_bytes, stream, inverse_BS, grad_BSD, hidden_BSD, kept_BKD);
 }
 
 extern "C" int sctd_split_backward(
@@ -251,7 +241,7 @@ extern "C" int sctd_split_backward(
     using Number = decltype(number);
     constexpr int LANES = 16 / sizeof(Number);
     const int64_t row_bytes = numbers * int64_t(sizeof(Number));
-    const bool wide = widest_unit(row_bytes, kept_BKD, rest_BSD, out_BSD) == 16;
+    const bool wide = widest_unit(row_bytes, {kept_BKD, rest_BSD, out_BSD}) == 16;
     const auto run = wide ? split_backward<Number, LANES> : split_backward<Number, 1>;
     return run(kept_BKD, rest_BSD, inverse_BS, out_BSD, batch, length, keep, numbers, stream);
   };

@@ -5,26 +5,17 @@ Su et al. 2021, arXiv 2104.09864, in the rotate-half form: column i is turned wi
 Legend: B rows, T tokens a row, H heads, d width of a head, h = d/2, S places of the table.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sctd_kernels.dispatch import backend
+from sctd_kernels.dispatch import Operation, require, require_range, say
 from sctd_kernels.rotary import reference
 
-__all__ = ["rotary_table", "rotate"]
+__all__ = ["ROTATE", "rotary_table", "rotate"]
 
-
-def _ops(device_type: str) -> ModuleType:
-    """The module of raw operations for tensors on devices of this type."""
-    if backend(device_type) == "torch":
-        return reference
-    # One stream over memory, where CUDA C++ has nothing over Triton.
-    from sctd_kernels.rotary import triton
-
-    return triton
+ROTATE = Operation(reference.rotate, strided=True)
 
 
 def rotary_table(positions: int, head_width: int, theta: float, device: torch.device | str | None = None) -> Tensor:
@@ -56,32 +47,23 @@ def rotate(x_BTHd: Tensor, table_2Sh: Tensor, place_BT: Tensor | None = None) ->
         ValueError: shapes, dtypes or devices that do not fit; on CPUs also places out of range.
     """
     if x_BTHd.dim() != 4 or not x_BTHd.dtype.is_floating_point or x_BTHd.shape[3] % 2:
-        raise ValueError(f"rotate: x must be floating (B, T, H, d) with an even d, got {_say(x_BTHd)}")
-    fits = table_2Sh.dim() == 3 and table_2Sh.shape[::2] == (2, x_BTHd.shape[3] // 2)
-    if not fits or table_2Sh.dtype != torch.float32 or table_2Sh.device != x_BTHd.device:
-        raise ValueError(f"rotate: table {_say(table_2Sh)} does not fit x {_say(x_BTHd)}")
-    if place_BT is None:
-        if x_BTHd.shape[1] > table_2Sh.shape[1]:
-            raise ValueError(f"rotate: x {_say(x_BTHd)} is longer than table {_say(table_2Sh)}")
-    elif place_BT.shape != x_BTHd.shape[:2] or place_BT.dtype != torch.int64 or place_BT.device != x_BTHd.device:
-        raise ValueError(f"rotate: places {_say(place_BT)} do not fit x {_say(x_BTHd)}")
-    elif x_BTHd.device.type == "cpu" and not torch.compiler.is_compiling() and place_BT.numel():
-        low, high = (int(value) for value in place_BT.aminmax())
-        if low < 0 or high >= table_2Sh.shape[1]:
-            raise ValueError(f"rotate: places {low}..{high} are out of range for table {_say(table_2Sh)}")
+        raise ValueError(f"rotate: x must be floating (B, T, H, d) with an even d, got {say(x_BTHd)}")
+    places = table_2Sh.shape[1] if table_2Sh.dim() > 1 else 0
+    require("rotate: table", table_2Sh, (2, places, x_BTHd.shape[3] // 2), (torch.float32,), x_BTHd)
+    if place_BT is not None:
+        require("rotate: places", place_BT, x_BTHd.shape[:2], (torch.int64,), x_BTHd)
+        require_range("rotate: places", place_BT, table_2Sh, 1)
+    elif x_BTHd.shape[1] > places:
+        raise ValueError(f"rotate: x {say(x_BTHd)} is longer than table {say(table_2Sh)}")
     return _Rotate.apply(x_BTHd, table_2Sh, place_BT)
-
-
-def _say(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTHd: Tensor, table_2Sh: Tensor, place_BT: Tensor | None) -> Tensor:
         ctx.save_for_backward(table_2Sh, place_BT)
-        return _ops(x_BTHd.device.type).rotate(x_BTHd, table_2Sh, place_BT, False)
+        return ROTATE(x_BTHd, table_2Sh, place_BT, False)
 
     @staticmethod
     def backward(ctx: Any, grad_BTHd: Tensor) -> tuple[Tensor, None, None]:
-        return _ops(grad_BTHd.device.type).rotate(grad_BTHd, *ctx.saved_tensors, True), None, None
+        return ROTATE(grad_BTHd, *ctx.saved_tensors, True), None, None

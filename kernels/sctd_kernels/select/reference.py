@@ -4,26 +4,11 @@ Legend: B rows, S positions a row, K kept positions a row, N = S - K dropped one
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sctd_kernels.hashing import hash_positions
-
-
-class Selection(NamedTuple):
-    """A choice of K of S positions per row; kept and dropped together are a permutation of all positions.
-
-    kept_BK, dropped_BN: int64, ascending, N = S - K.
-    inverse_BS: int64, rank of a position among the kept ones, -1 where it is dropped.
-    carried: kept entries (B, K) of the tensors that `select` was given as `carry`.
-    """
-
-    kept_BK: Tensor
-    dropped_BN: Tensor
-    inverse_BS: Tensor
-    carried: tuple[Tensor, ...] = ()
 
 
 def select(
@@ -34,7 +19,8 @@ def select(
     forced_drop_BS: Tensor | None,
     table_V: Tensor | None,
     carry: Sequence[Tensor],
-) -> Selection:
+) -> list[Tensor]:
+    """The fields of a `Selection`: kept, dropped, inverse, and what is carried."""
     if table_V is not None:
         scores_BS = table_V[scores_BS.clamp(0, len(table_V) - 1)]
     key_BS = _sort_keys(scores_BS, row_seed_B, forced_keep_BS, forced_drop_BS)
@@ -45,7 +31,7 @@ def select(
     rank_BS = is_kept_BS.cumsum(1) - 1
     inverse_BS = torch.where(is_kept_BS, rank_BS, -1)
     kept_BK, dropped_BN = order_BS[:, :keep].contiguous(), order_BS[:, keep:].contiguous()
-    return Selection(kept_BK, dropped_BN, inverse_BS, tuple(entries_BS.gather(1, kept_BK) for entries_BS in carry))
+    return [kept_BK, dropped_BN, inverse_BS, *(entries_BS.gather(1, kept_BK) for entries_BS in carry)]
 
 
 def _sort_keys(

@@ -8,28 +8,14 @@ A prefix sum then gives every position its rank among the kept or the dropped on
 Legend: B rows, S positions a row, K kept positions a row, N = S - K dropped, V vocabulary, R rows of a tile.
 """
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sctd_kernels.select.reference import Selection
+from sctd_kernels.tiles import INTERPRETED, fmix32, own_rows
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TILE = 1 << 16  # elements of a tile under the interpreter, where a launch should be few numpy calls
-
-
-@triton.jit
-def _fmix32(x):
-    x ^= x >> 16
-    x *= 0x85EBCA6B
-    x ^= x >> 13
-    x *= 0xC2B2AE35
-    return x ^ (x >> 16)
 
 
 @triton.jit
@@ -66,26 +52,11 @@ def _kth_largest(word_RS, among_RS, rank_R1):
 
 @triton.jit
 def _select_kernel(
-    scores_ptr,
-    table_ptr,
-    seed_ptr,
-    forced_keep_ptr,
-    forced_drop_ptr,
-    carry0_ptr,
-    carry1_ptr,
-    kept_ptr,
-    dropped_ptr,
-    inverse_ptr,
-    carried0_ptr,
-    carried1_ptr,
-    rows,
-    length,
-    keep,
-    vocabulary,
-    ROWS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    row_R1 = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    scores_ptr, table_ptr, seed_ptr, forced_keep_ptr, forced_drop_ptr, carry0_ptr, carry1_ptr,
+    kept_ptr, dropped_ptr, inverse_ptr, carried0_ptr, carried1_ptr,
+    rows, length, keep, vocabulary, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    row_R1 = own_rows(ROWS)
     position_1S = tl.arange(0, BLOCK_S)[None, :]
     valid_RS = (row_R1 < rows) & (position_1S < length)
     at_RS = row_R1 * length + position_1S
@@ -101,8 +72,8 @@ def _select_kernel(
         word_RS = tl.where(tl.load(forced_drop_ptr + at_RS, mask=valid_RS, other=0) != 0, 0x007FFFFF, word_RS)
 
     seed_R1 = tl.load(seed_ptr + row_R1, mask=row_R1 < rows, other=0)
-    hash_RS = _fmix32(position_1S.to(tl.uint32) + seed_R1.to(tl.uint32))
-    hash_RS = _fmix32(hash_RS ^ (seed_R1 >> 32).to(tl.uint32))
+    hash_RS = fmix32(position_1S.to(tl.uint32) + seed_R1.to(tl.uint32))
+    hash_RS = fmix32(hash_RS ^ (seed_R1 >> 32).to(tl.uint32))
 
     wanted_R1 = tl.zeros_like(seed_R1) + keep
     least_R1 = _kth_largest(word_RS, valid_RS, wanted_R1)
@@ -125,69 +96,30 @@ def _select_kernel(
 
 
 def select(
+    results: list[Tensor],
     scores_BS: Tensor,
     keep: int,
     row_seed_B: Tensor,
     forced_keep_BS: Tensor | None,
     forced_drop_BS: Tensor | None,
     table_V: Tensor | None,
-    carry: Sequence[Tensor],
-) -> Selection:
+    carry: list[Tensor],
+) -> None:
     rows, length = scores_BS.shape
-    inverse_BS = torch.empty(rows, length, dtype=torch.int64, device=scores_BS.device)
-    kept_BK, dropped_BN = inverse_BS.new_empty(rows, keep), inverse_BS.new_empty(rows, length - keep)
-    carried = tuple(entries.new_empty(rows, keep) for entries in carry)
-    selection = Selection(kept_BK, dropped_BN, inverse_BS, carried)
-    if rows == 0:
-        return selection
     block = triton.next_power_of_2(length)
-    tile = min(triton.next_power_of_2(rows), max(1, _TILE // block)) if _INTERPRETED else 1
-    with torch.cuda.device_of(scores_BS):  # Triton launches on the current device
-        _select_kernel[(triton.cdiv(rows, tile),)](
-            scores_BS.contiguous(),
-            None if table_V is None else table_V.contiguous(),
-            row_seed_B.contiguous(),
-            _bytes(forced_keep_BS),
-            _bytes(forced_drop_BS),
-            *_two(carry),
-            kept_BK,
-            dropped_BN,
-            inverse_BS,
-            *_two(carried),
-            rows,
-            length,
-            keep,
-            0 if table_V is None else len(table_V),
-            ROWS=tile,
-            BLOCK_S=block,
-            num_warps=max(1, min(16, block // 256)),
-        )
-    return selection
+    tile = min(triton.next_power_of_2(rows), max(1, _TILE // block)) if INTERPRETED else 1
+    vocabulary = 0 if table_V is None else len(table_V)
+    inputs = (scores_BS, table_V, row_seed_B, _bytes(forced_keep_BS), _bytes(forced_drop_BS), *_two(carry))
+    _select_kernel[(triton.cdiv(rows, tile),)](
+        *inputs, *results[:3], *_two(results[3:]), rows, length, keep, vocabulary,
+        ROWS=tile, BLOCK_S=block, num_warps=max(1, min(16, block // 256)),
+    )  # fmt: skip
 
 
 def _bytes(entries: Tensor | None) -> Tensor | None:
-    """Contiguous, and numbers where they are truth values."""
-    if entries is None:
-        return None
-    return (entries.view(torch.uint8) if entries.dtype == torch.bool else entries).contiguous()
+    """Numbers where they are truth values."""
+    return entries.view(torch.uint8) if entries is not None and entries.dtype == torch.bool else entries
 
 
-def _two(carry: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    first, second = (*map(_bytes, carry), None, None)[:2]
-    return first, second
-
-
-# For compilation ahead of time: kernel, types of its arguments, values of its constants; other pointers are None.
-_SIZES = {"rows": "i32", "length": "i32", "keep": "i32", "vocabulary": "i32"}
-_SIZES_OF_1 = dict.fromkeys(_SIZES, 1)  # which Triton turns into constants
-_MAPS = {"seed_ptr": "*i64", "kept_ptr": "*i64", "dropped_ptr": "*i64", "inverse_ptr": "*i64"}
-_TABLE = {"scores_ptr": "*i64", "table_ptr": "*fp32", **_MAPS}
-_FORCED = {"forced_keep_ptr": "*u8", "forced_drop_ptr": "*u8"}
-_CARRY = {"carry0_ptr": "*u8", "carried0_ptr": "*u8", "carry1_ptr": "*i64", "carried1_ptr": "*i64"}
-KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    (_select_kernel, {**_TABLE, **_CARRY, **_SIZES}, {"ROWS": 1, "BLOCK_S": 512}),
-    (_select_kernel, {**_TABLE, **_CARRY}, {"ROWS": 1, "BLOCK_S": 1, **_SIZES_OF_1}),
-    (_select_kernel, {"scores_ptr": "*fp32", **_FORCED, **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 8192}),
-    (_select_kernel, {"scores_ptr": "*bf16", **_FORCED, **_CARRY, **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 2}),
-    (_select_kernel, {"scores_ptr": "*fp16", **_MAPS, **_SIZES}, {"ROWS": 1, "BLOCK_S": 128}),
-]
+def _two(carry: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return (*map(_bytes, carry), None, None)[:2]

@@ -36,12 +36,12 @@ def bench(
         raise UserError("--kernels and --profile are two measurements: ask for one at a time")
     import torch
 
+    from sctd.bench.contenders import choose, make_shape
     from sctd.bench.kernels import bench_kernels
-    from sctd.bench.paths import choose, make_shape
     from sctd.bench.profile import profile_steps
     from sctd.bench.step import bench_steps
     from sctd.bench.timing import DEVICE
-    from sctd.train.engine.precision import fastest_precision
+    from sctd.train.engine.devices import fastest_precision
 
     names = choose(arms)
     for _, length in pairs:

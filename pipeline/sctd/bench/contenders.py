@@ -1,9 +1,8 @@
-"""The paths that are compared: each is a model with a batch, and does a forward or a whole training step on call."""
+"""The models that are compared, each with a batch: ours by arm, transformers, and DeepSpeed's random-LTD."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -35,20 +34,20 @@ OURS = {
     "random_ltd": ("random_ltd", Phase.DROP),
 }
 LTD = "deepspeed_random_ltd"
-PATHS = ("transformers", *OURS, LTD)
+CONTENDERS = ("transformers", *OURS, LTD)
 
 
 def choose(arms: str | None) -> list[str]:
-    """The paths to measure: those named, beside the two that the others are compared with."""
-    asked = set(PATHS) if arms is None else {name.strip() for name in arms.split(",")}
-    strangers = sorted(asked - set(PATHS))
+    """The contenders to measure: those named, beside the two that the others are compared with."""
+    asked = set(CONTENDERS) if arms is None else {name.strip() for name in arms.split(",")}
+    strangers = sorted(asked - set(CONTENDERS))
     if strangers:
-        raise UserError(f"--arms: there is no {strangers[0]!r}; choose of {','.join(PATHS)}")
-    return [name for name in PATHS if name in asked | {"transformers", "full"}]
+        raise UserError(f"--arms: there is no {strangers[0]!r}; choose from {','.join(CONTENDERS)}")
+    return [name for name in CONTENDERS if name in asked | {"transformers", "full"}]
 
 
-class Path:
-    """One of `PATHS` at one size, with fused AdamW.
+class Contender:
+    """One of `CONTENDERS` at one size, with fused AdamW: a forward or a whole training step on call.
 
     Args:
         flops: of one step, forward and backward, as the arm's mathematics needs them.
@@ -65,42 +64,26 @@ class Path:
         if name == "transformers":
             self.model, self._loss = _transformers(config, self.shape, batch)
         else:
-            if name == LTD:
-                model = _with_random_ltd(config, self.shape, keep)
-            else:
-                model = build_model(config, self.shape, SPECIAL, DEVICE)
-            self.model = model
-
-            def loss() -> Tensor:
-                value, _ = model(**batch, phase=phase, keep=keep)
-                if model.importance is not None:
-                    model.importance.commit(True)
-                return value
-
-            self._loss = loss
+            self.model, self._loss = _ours(config, self.shape, batch, phase, keep, name == LTD)
         self.model.to(DEVICE).train()
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self._precision = config.train.precision
+        precision = config.train.precision
+        self._autocast = torch.autocast(DEVICE.type, DTYPES[precision], enabled=precision != "fp32")
         of_arm, of_phase = OURS["random_ltd"] if name == LTD else (arm, phase)  # DeepSpeed's counts as ours does
         self.flops = rows * step_flops(replace(config, arm=of_arm), self.shape, length).row(of_phase, keep)
 
     def forward(self) -> None:
         """The forward of training, without what the backward would need."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast:
             self._loss()
 
     def step(self) -> None:
         """Forward, backward, optimizer."""
-        with self._autocast():
+        with self._autocast:
             loss = self._loss()
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(DEVICE.type, DTYPES[self._precision])
 
 
 def make_shape(config: Config, length: int) -> BertShape:
@@ -130,6 +113,20 @@ def make_batch(config: Config, vocab: int, rows: int, length: int) -> dict[str, 
     return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
 
 
+def _ours(
+    config: Config, shape: BertShape, batch: dict[str, Tensor], phase: Phase, keep: int, ltd: bool
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    model = _with_random_ltd(config, shape, keep) if ltd else build_model(config, shape, SPECIAL, DEVICE)
+
+    def loss() -> Tensor:
+        value, _ = model(**batch, phase=phase, keep=keep)
+        if model.importance is not None:
+            model.importance.commit(True)
+        return value
+
+    return model, loss
+
+
 def _transformers(config: Config, shape: BertShape, batch: dict[str, Tensor]) -> tuple[nn.Module, Callable[[], Tensor]]:
     hf = to_hf_config(shape, SPECIAL.pad, SPECIAL.cls, SPECIAL.sep)
     model = getattr(transformers, HEADS[shape.family])._from_config(hf, attn_implementation="sdpa")
@@ -152,18 +149,6 @@ class _RandomLtdLayer(nn.Module):
         return self.wrapper(x, row_seed_B=row_seed_B)
 
 
-class _FixedLength:
-    """What DeepSpeed's wrapper asks of its scheduler, at a constant number of kept tokens."""
-
-    def __init__(self, keep: int, length: int, layers: int) -> None:
-        self.state: dict[str, Any] = {"max_value": length}
-        self.random_ltd_layer_num = layers
-        self._keep = keep
-
-    def get_current_seq(self) -> int:
-        return self._keep
-
-
 def _with_random_ltd(config: Config, shape: BertShape, keep: int) -> PretrainingModel:
     """All layers but the first and the last behind `deepspeed`'s random-LTD wrapper and its CUDA operations."""
     from deepspeed.runtime.data_pipeline.data_routing.basic_layer import RandomLayerTokenDrop
@@ -172,7 +157,10 @@ def _with_random_ltd(config: Config, shape: BertShape, keep: int) -> Pretraining
     model = build_model(replace(config, train=replace(config.train, compile=False)), shape, SPECIAL, DEVICE)
     layers = model.bert.layers
     middle = range(1, len(layers) - 1)
-    scheduler = _FixedLength(keep, 1 << 20, len(middle))
+    # What its wrapper asks of a scheduler, at a constant number of kept tokens.
+    scheduler = SimpleNamespace(
+        state={"max_value": 1 << 20}, random_ltd_layer_num=len(middle), get_current_seq=lambda: keep
+    )
     options = {
         "model_mask_name": None, "micro_batch_size": 0, "hidden_state_order": "batch_seq_dim", "model_type": "decoder",
     }  # fmt: skip

@@ -5,16 +5,15 @@ from typing import Any
 
 import torch
 
-from sctd.bench.candidates import COPY, OURS, Group, forward, ours
-from sctd.bench.elementwise import elementwise
-from sctd.bench.moves import TOGETHER, moves
-from sctd.bench.paths import random_ltd_missing
+from sctd.bench.contenders import random_ltd_missing
 from sctd.bench.result import write_result
-from sctd.bench.timing import DEVICE
+from sctd.bench.timing import COPY, DEVICE, OURS, Comparison, forward, ours
+from sctd.bench.work import TOGETHER, elementwise, moves
 from sctd.config import Config
+from sctd.present.table import Table, as_markdown
 from sctd_kernels import select
 
-Results = dict[str, dict[str, Group]]  # by size, by work
+Results = dict[str, dict[str, Comparison]]  # by size, by work
 
 
 def bench_kernels(config: Config, sizes: list[tuple[int, int]], rounds: int, out: Path) -> None:
@@ -26,12 +25,16 @@ def bench_kernels(config: Config, sizes: list[tuple[int, int]], rounds: int, out
     repeat = 20 if DEVICE.type == "cuda" else 3
     results: Results = {}
     for rows, length in sizes:
-        groups = moves(config, rows, length, backends, ltd_missing is None)
-        groups |= elementwise(config, rows, length, [name for name in backends if name != "cuda"])
-        for title, group in groups.items():
-            group.measure(rounds, repeat, f"{rows}x{length} {title}")
-        results[f"{rows}x{length}"] = groups
-    print(table(results))
+        found = moves(config, rows, length, backends, ltd_missing is None)
+        found |= elementwise(config, rows, length, [name for name in backends if name != "cuda"])
+        for title, comparison in found.items():
+            comparison.measure(rounds, repeat, f"{rows}x{length} {title}")
+        results[f"{rows}x{length}"] = found
+    print(as_markdown(table(results)))
+    print("x copy, GB/s and x sctd (the fastest of ours): by the kernels' time where there is one, else the call's")
+    for size, found in results.items():
+        together, best = found[TOGETHER].compared(), found[TOGETHER].best()
+        print(f"{size}: {TOGETHER} takes {together[best] / together[COPY]:.2f}x the time of a {COPY} ({best})")
     for who, why in missing.items():
         print(f"{who} is not in the table: {why}")
     result: dict[str, Any] = {"precision": config.train.precision, "rounds": rounds, "missing": missing}
@@ -40,39 +43,24 @@ def bench_kernels(config: Config, sizes: list[tuple[int, int]], rounds: int, out
     print(f"written {write_result(out, f'kernels-{config.train.precision}', result)}")
 
 
-def table(results: Results) -> str:
-    """A row for each candidate; below them, what the moves cost beside a copy."""
-    lines = [
-        "| rows x length | work | by | call us | kernels us | x copy | GB/s | x sctd |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    notes = ["x copy, GB/s and x sctd (the fastest of ours): by the kernels' time where there is one, else the call's"]
-    for size, groups in results.items():
-        for title, group in groups.items():
-            lines += [f"| {size} | {title} | {cells} |" for cells in _cells(group)]
-        together = groups[TOGETHER].compared()
-        best = _best(together)
-        ratio = together[best] / together[COPY]
-        notes.append(f"{size}: {TOGETHER} takes {ratio:.2f}x the time of a {COPY} ({best})")
-    return "\n".join(lines + notes)
-
-
-def _cells(group: Group) -> list[str]:
-    compared = group.compared()
-    best = compared[_best(compared)]
+def table(results: Results) -> Table:
+    """A row for each candidate."""
+    head = ("rows x length", "work", "by", "call us", "kernels us", "x copy", "GB/s", "x sctd")
     rows = []
-    for name, seconds in compared.items():
-        kernels = f"{1e6 * group.kernel_seconds[name]:,.1f}" if name in group.kernel_seconds else "-"
-        copy = rate = "-"
-        if group.moved is not None:
-            copy, rate = f"{seconds / compared[COPY]:.2f}", f"{group.moved / seconds / 1e9:,.1f}"
-        called = f"{1e6 * group.seconds[name]:,.1f}"
-        rows.append(" | ".join((name, called, kernels, copy, rate, f"{seconds / best:.2f}")))
-    return rows
-
-
-def _best(seconds: dict[str, float]) -> str:
-    return min((name for name in seconds if name.startswith(OURS)), key=lambda name: seconds[name])
+    for size, found in results.items():
+        for title, comparison in found.items():
+            compared = comparison.compared()
+            for name, seconds in compared.items():
+                kernels = comparison.kernel_seconds.get(name)
+                copy = rate = "-"
+                if comparison.moved is not None:
+                    copy, rate = f"{seconds / compared[COPY]:.2f}", f"{comparison.moved / seconds / 1e9:,.1f}"
+                called = f"{1e6 * comparison.seconds[name]:,.1f}"
+                own = "-" if kernels is None else f"{1e6 * kernels:,.1f}"
+                rows.append(
+                    (size, title, name, called, own, copy, rate, f"{seconds / compared[comparison.best()]:.2f}")
+                )
+    return Table("kernels", "", head, rows, texts=3)
 
 
 def _backends() -> tuple[list[str], dict[str, str]]:

@@ -5,19 +5,21 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sctd.bench.paths import DTYPES, LTD, Path, random_ltd_missing
-from sctd.bench.result import device_name, write_result
+from sctd.bench.contenders import DTYPES, LTD, Contender, random_ltd_missing
+from sctd.bench.result import write_result
 from sctd.bench.timing import DEVICE, medians, wait
 from sctd.config import Config, config_from_dict, to_dict
 from sctd.errors import UserError
-from sctd.train.engine.devices import device_peak
+from sctd.present.table import Table, as_markdown
+from sctd.train.engine.devices import device_name, device_peak
 
-_NAMES = {
+_NAMES = {  # in the order of the table
+    "transformers": "transformers",
     "full": "baseline (full)",
     "drop": "token drop",
     "align": "SCTD's ALIGN step",
@@ -25,12 +27,11 @@ _NAMES = {
     "random_ltd": "random-LTD, ours",
     LTD: "random-LTD, DeepSpeed's ops",
 }
-_ORDER = ("transformers", "full", "drop", "align", "sctd", "random_ltd", LTD)
 Row = dict[str, float]
 
 
 def bench_steps(
-    config: Config, recipe: str, sizes: list[tuple[int, int]], rounds: int, out: File, names: list[str]
+    config: Config, recipe: str, sizes: list[tuple[int, int]], rounds: int, out: Path, names: list[str]
 ) -> None:
     """Print the table and write `bench-LAYERSxWIDTH-PRECISION-<device>.json` into `out`."""
     missing = random_ltd_missing(config.model.family) if LTD in names else None
@@ -38,7 +39,9 @@ def bench_steps(
     peak = device_peak(DEVICE, DTYPES[config.train.precision])
     results = {f"{rows}x{length}": measure(config, names, rows, length, rounds, peak) for rows, length in sizes}
     print(title(config, recipe, rounds, peak))
-    print(table(results, missing))
+    print(as_markdown(table(results)))
+    if missing:
+        print(f"{_NAMES[LTD]} is not in the table: {missing}")
     family = "" if config.model.family == "bert" else f"{config.model.family}-"
     size = f"{family}{config.model.layers}x{config.model.hidden_size}"
     compiled = "-compiled" if config.train.compile else ""
@@ -53,15 +56,15 @@ def bench_steps(
 def measure(
     config: Config, names: list[str], rows: int, length: int, rounds: int, peak: float | None
 ) -> dict[str, Row]:
-    """Seconds of a forward and of a step, share of the device's peak and peak memory (MiB), for each path."""
+    """Seconds of a forward and of a step, share of the device's peak and peak memory (MiB), for each contender."""
     memory = {name: _peak_memory(name, config, rows, length) for name in names}
-    paths = {name: Path(name, config, rows, length) for name in names}
-    say = f"{rows}x{length}"
-    steps = medians({name: path.step for name, path in paths.items()}, rounds, say=f"{say} step")
-    forwards = medians({name: path.forward for name, path in paths.items()}, rounds, say=f"{say} forward")
+    contenders = {name: Contender(name, config, rows, length) for name in names}
+    size = f"{rows}x{length}"
+    steps = medians({name: each.step for name, each in contenders.items()}, rounds, progress=f"{size} step")
+    forwards = medians({name: each.forward for name, each in contenders.items()}, rounds, progress=f"{size} forward")
     found: dict[str, Row] = {}
-    for name, path in paths.items():
-        found[name] = {"forward": forwards[name], "step": steps[name], "flops": path.flops, "peak_mib": memory[name]}
+    for name, each in contenders.items():
+        found[name] = {"forward": forwards[name], "step": steps[name], "flops": each.flops, "peak_mib": memory[name]}
     if {"drop", "align"} <= found.keys():
         found["sctd"] = _mean_step(found["drop"], found["align"], config.objective.interval)
     for row in found.values():
@@ -88,29 +91,24 @@ def title(config: Config, recipe: str, rounds: int, peak: float | None) -> str:
     )
 
 
-def table(results: dict[str, dict[str, Row]], missing: str | None) -> str:
+def table(results: dict[str, dict[str, Row]]) -> Table:
     """Ratios: how often as fast as transformers, and how much of the full step's time."""
-    lines = [
-        "| rows x length | path | forward ms | x transformers | / full | step ms | x transformers | / full | rows/s "
-        "| MFU | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    times = ("x transformers", "/ full")
+    head = ("rows x length", "path", "forward ms", *times, "step ms", *times, "rows/s", "MFU", "peak MiB")
+    rows = []
     for size, found in results.items():
-        for name in (name for name in _ORDER if name in found):
-            row, cells = found[name], [size, _NAMES.get(name, name)]
+        for name in (name for name in _NAMES if name in found):
+            row, cells = found[name], [size, _NAMES[name]]
             for key in ("forward", "step"):
                 seconds, them, full = row[key], found["transformers"][key], found["full"][key]
                 cells += [f"{1e3 * seconds:,.1f}", f"{them / seconds:.2f}", f"{seconds / full:.3f}"]
             mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
-            cells += [f"{row['rows_per_s']:,.2f}", mfu, f"{row['peak_mib']:,.0f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-        if missing:
-            lines.append(f"| {size} | {_NAMES[LTD]} | {missing} |{' |' * 8}")
-    return "\n".join(lines)
+            rows.append([*cells, f"{row['rows_per_s']:,.2f}", mfu, f"{row['peak_mib']:,.0f}"])
+    return Table("steps", "", head, rows, texts=2)
 
 
 def _peak_memory(name: str, config: Config, rows: int, length: int) -> float:
-    """Peak MiB of two steps of one path: of the GPU's memory, or of a process that does nothing else."""
+    """Peak MiB of two steps of one contender: of the GPU's memory, or of a process that does nothing else."""
     if DEVICE.type != "cuda":
         job = json.dumps({"name": name, "config": to_dict(config), "rows": rows, "length": length})
         done = subprocess.run([sys.executable, "-m", "sctd.bench.step", job], capture_output=True, text=True)
@@ -122,21 +120,21 @@ def _peak_memory(name: str, config: Config, rows: int, length: int) -> float:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    path = Path(name, config, rows, length)
+    _two_steps(name, config, rows, length)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _two_steps(name: str, config: Config, rows: int, length: int) -> None:
+    contender = Contender(name, config, rows, length)
     for _ in range(2):
-        path.step()
+        contender.step()
     wait()
-    peak = torch.cuda.max_memory_allocated() - before
-    del path
-    return peak / 2**20
 
 
 def _print_peak_memory(job: dict[str, Any]) -> None:
-    path = Path(job["name"], config_from_dict(job["config"]), job["rows"], job["length"])
-    for _ in range(2):
-        path.step()
+    _two_steps(job["name"], config_from_dict(job["config"]), job["rows"], job["length"])
     # Not ru_maxrss: a child starts with its parent's.
-    found = re.search(r"VmHWM:\s+(\d+) kB", File("/proc/self/status").read_text(encoding="utf-8"))
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None
     print(int(found[1]) / 2**10)
 
