@@ -1,15 +1,16 @@
-"""The README's commands, run as they stand there but for their size."""
+"""The commands of README and docs, run as they stand there but for their size; test_docs.py reads what they say."""
 
+import ast
 import importlib.util
 import json
 import lzma
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,20 +25,46 @@ SMALL = (
 )
 
 
+# What no `command(...)` in a test runs: commands that need a cluster or more machines. The test named runs the same on
+# what there is here.
+ELSEWHERE = {
+    "CORPUS=/data/wiki-books-512": "tests/slurm/test_slurm_jobs.py::test_the_commands_of_the_readme",
+    "SOURCES=": "tests/slurm/test_slurm_corpus.py::test_two_nodes_prepare_one_corpus",
+    "srun --mpi=pmix": "tests/slurm/test_slurm_corpus.py::test_two_nodes_prepare_one_corpus",
+    "mpirun -n 32 sctd prepare": "tests/corpus/test_corpus_ranks.py::test_mpi_ranks_make_the_same_corpus",
+    "torchrun": "tests/train/test_launch.py::test_every_launcher_starts_the_same_run",
+    "sctd verify-resume": "tests/train/test_elastic.py::test_verify_resume_is_the_proof",
+    "CHECKPOINT=": "tests/slurm/test_slurm_finetune.py::test_an_array_runs_all_cells_and_again_what_is_missing",
+}
+
+
 def test_all_commands_are_tested_here() -> None:
-    verbs = [" ".join(shlex.split(line)[:2]) for line in COMMANDS if "sbatch" not in line]  # those: tests/slurm
-    assert verbs == [
+    lines = [line for line in COMMANDS["README.md"] if "sbatch" not in line]  # those: tests/slurm
+    assert [" ".join(shlex.split(line)[:2]) for line in lines] == [
         "make pretrain", "make test", "sctd pretrain", "sctd prepare", "sctd pretrain", "sctd pretrain", "sctd export",
         "tensorboard --logdir",
         "deepspeed --num_gpus", "sctd finetune", "sctd probe", "sctd drift", "sctd ablate", "sctd report",
     ]  # fmt: skip
 
 
-def test_no_placeholder_is_left_and_every_linked_file_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not re.search(r"RESULT_|ARMS_|TODO|TBD", text)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    assert links and all((ROOT / link).exists() for link in links)
+def test_every_command_of_every_page_is_run_or_listed() -> None:
+    run = {command(*arguments) for arguments in _calls()}
+    shown = {line for lines in COMMANDS.values() for line in lines}
+    assert not [line for line in shown - run if not line.startswith(tuple(ELSEWHERE))]
+    for beginning, test in ELSEWHERE.items():
+        assert any(line.startswith(beginning) for line in shown - run), f"{beginning}: not there, or run by now"
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def _calls() -> Iterator[list[str]]:
+    """The arguments of each `command("...")` in the tests."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+                arguments = [value.value for value in node.args if isinstance(value, ast.Constant)]
+                if len(arguments) == len(node.args):
+                    yield arguments
 
 
 def test_make_test_runs_pytest() -> None:
@@ -64,6 +91,7 @@ def test_own_text_to_model_and_tensorboard(workplace: Path) -> None:
     shell(command("sctd export"), workplace)
     model = AutoModelForMaskedLM.from_pretrained(workplace / "my-bert")
     assert model.config.max_position_embeddings == 512
+    assert "step" in shell(command("sctd status", "docs/training.md"), workplace)
     port = free_port()
     server = [str(Path(sys.executable).parent / "tensorboard"), *shlex.split(command("tensorboard"))[1:]]
     process = subprocess.Popen([*server, "--port", str(port)], cwd=workplace, stderr=subprocess.DEVNULL)
@@ -94,6 +122,22 @@ def scalar_tags(port: int) -> dict[str, dict[str, object]]:
     return tags
 
 
+def test_the_page_on_the_corpus(workplace: Path, tmp_path: Path) -> None:
+    for name in ("data", "vocab.txt"):
+        (tmp_path / name).symlink_to(workplace / name)
+    prepare = command('sctd prepare --source "data/*.jsonl.xz" --tokenizer', "docs/corpus.md")
+    shell(f"{prepare} --valid-fraction 0.1", tmp_path)
+    assert shell(command("sctd inspect", "docs/corpus.md"), tmp_path).count("[MASK:") >= 3
+    shell(f"{command('sctd pretrain', 'docs/corpus.md')} {SMALL}", tmp_path)
+    assert records(tmp_path / "runs" / "bert-base-sctd")[-1]["step"] == 3
+    shell(command("sctd train-tokenizer", "docs/corpus.md").replace("30522", "512"), tmp_path)
+    assert (tmp_path / "tokenizer" / "vocab.txt").is_file()
+    prepare = command('sctd prepare --source "data/*.jsonl.xz" --workers 8', "docs/corpus.md")
+    prepare = prepare.replace("--workers 8", "--workers 2")
+    shell(f"{prepare} --vocab-size 512 --seq-len 64 --valid-fraction 0.1", tmp_path)
+    assert (tmp_path / "corpus-8" / "manifest.json").is_file()
+
+
 def test_evaluation(workplace: Path) -> None:
     """Two runs through every experiment; the ablation's own runs are not trained here."""
     for run, arm in (("base", "sctd"), ("base-baseline", "baseline")):
@@ -118,6 +162,24 @@ def test_evaluation(workplace: Path) -> None:
     assert "CoLA" in page and "Tense" in page
     shell(command("sctd export"), workplace)
     assert "CoLA" in (workplace / "my-bert" / "README.md").read_text(encoding="utf-8")
+    _the_page_on_evaluation(workplace)
+
+
+def _the_page_on_evaluation(workplace: Path) -> None:
+    """What that page has beside the README's commands."""
+    control = command("sctd finetune bert-base-uncased", "docs/evaluation.md")
+    control = control.replace("bert-base-uncased --task rte", "my-bert --task cola")
+    assert "CoLA" in shell(f"{control} --seeds 1 --steps 2", workplace)
+    count = command("sctd finetune runs/base --task glue --data-dir /data --count", "docs/evaluation.md")
+    assert shell(count.replace("glue", "cola").replace("/data", "data"), workplace) == "5\n"
+    during = command("sctd pretrain bert-base-sctd data.corpus=corpus/ evaluation.every", "docs/evaluation.md")
+    during = during.replace("every=5000", "every=3").replace("rte", "cola").replace("[tense, subj_number]", "[tense]")
+    shell(f"{during.replace('steps=200', 'steps=2')} {SMALL} run.dir=runs/watched", workplace)
+    assert {"eval/cola", "eval/probe_tense"} <= records(workplace / "runs" / "watched")[-1].keys()
+    by_lambda = command("sctd ablate lambda", "docs/evaluation.md").replace("rte,mrpc", "cola")
+    assert "lambda" in shell(f"{by_lambda} --dry-run", workplace)
+    by_objective = command("sctd ablate objectives", "docs/evaluation.md").replace("/data/wiki-books-512", "corpus/")
+    assert "sbatch" in shell(f"{by_objective} --dry-run", workplace)
 
 
 def test_deepspeed_launcher(workplace: Path) -> None:
