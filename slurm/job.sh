@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What every pretraining job does once its nodes are there; sourced by pretrain_*.sh, and not submitted itself.
+# The common part of all pretraining jobs: sourced by pretrain_*.sh and by scripts of `sctd slurm`, not submitted itself.
 #
 #   RECIPE  recipe to train                      RUN     folder of the run; default runs/JOB-NAME
-#   CORPUS  folder made by `sctd prepare`        ARGS    overrides, as behind `sctd pretrain`
+#   CORPUS  folder made by `sctd prepare`        ARGS    overrides, as for `sctd pretrain`
 #   DEEPSPEED_CONFIG  a JSON of ds_configs/      SRUN_ARGS  for srun, such as a container
 #   MAX_FAILURES  attempts in a row that may fail without a new checkpoint; default 3
 set -uo pipefail
@@ -12,19 +12,19 @@ set -uo pipefail
 RUN=${RUN:-runs/$SLURM_JOB_NAME}
 mkdir -p "$RUN"
 
-# Where the ranks meet: the job's first node. Each task finds its rank in what srun tells it.
+# The ranks meet on the job's first node. Each task reads its rank from srun's variables.
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}}
 export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes it from sbatch no more
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer inherits it from sbatch
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
 [ -n "${CORPUS:-}" ] && command+=("data.corpus=$CORPUS")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
-{ [ -f "$RUN/config.yaml" ] || compgen -G "$RUN/checkpoints/step-*" >/dev/null; } && command+=(--resume) # this job, or one of its name, was here before
+{ [ -f "$RUN/config.yaml" ] || compgen -G "$RUN/checkpoints/step-*" >/dev/null; } && command+=(--resume) # this job, or an earlier one on the same run
 
-# Bad input is said once, by one task, before all nodes start: a second attempt would not mend it.
+# One task checks the input before all nodes start: a second attempt would not help.
 # shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words
 WORLD_SIZE=$SLURM_NTASKS srun --nodes=1 --ntasks=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-} --print-config >/dev/null
 [ $? -eq 2 ] && exit 2
@@ -38,8 +38,8 @@ srun --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-}
 code=$?
 echo "$(date -Is) srun ended with exit code $code; newest checkpoint: $(newest)"
 
-# 0: done. 2: bad input, which no second attempt mends. 75: stopped, to be continued; where a file STOP asked for it, by
-# hand. Else: a failure, of the machine (74) or of the program.
+# 0: done. 2: bad input, a second attempt would not help. 75: stopped and saved; requeue, unless a file STOP asked for it.
+# Else: a failure of the machine (74) or of the program.
 case $code in
   2) exit 2 ;;
   0 | 75)
@@ -52,7 +52,7 @@ case $code in
     [ "$(newest)" = "$before" ] && failures=$(($(cat "$RUN/failures" 2>/dev/null || echo 0) + 1))
     echo "$failures" >"$RUN/failures"
     if [ "$failures" -ge "${MAX_FAILURES:-3}" ]; then
-      echo "$failures failures in a row without a new checkpoint: given up. See the errors above."
+      echo "$failures failures in a row without a new checkpoint: giving up. See the errors above."
       exit "$code"
     fi
     ;;

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A corpus on two nodes, one rank a core:
+# Prepare a corpus on two nodes, one rank per core:
 #   SOURCES="wiki=/data/wiki/*.jsonl.xz books=/data/books/*.parquet" OUT=/data/corpus sbatch slurm/prepare_corpus.sh
-# Submit from the project's folder. Options on sbatch's command line win over the lines below. Submitted again after any
-# end, with the same variables, it continues. Hub data sets need HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0.
+# Submit from the project's folder. Options on sbatch's command line win over the lines below. Submit it again with the
+# same variables to continue. Hub data sets need HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0.
 #
 #   SOURCES  sources, separated by spaces or lines    OUT   folder of the corpus, on a disk that all nodes share
-#   TOKENIZER  default: a new one is trained          ARGS  further options, as behind `sctd prepare`
+#   TOKENIZER  default: a new one is trained          ARGS  further options, as for `sctd prepare`
 #   SRUN_ARGS  for srun, such as a container
 #SBATCH --job-name=prepare-corpus
 #SBATCH --nodes=2
@@ -20,14 +20,14 @@ set -uo pipefail
 . slurm/env.sh
 
 if [ -z "${SOURCES:-}" ] || [ -z "${OUT:-}" ]; then
-  echo "slurm/prepare_corpus.sh: SOURCES or OUT is not set: its first lines say how" >&2
+  echo "slurm/prepare_corpus.sh: SOURCES or OUT is not set: see the first lines of the script" >&2
   exit 2
 fi
-# One thread a rank: there are as many ranks as cores.
+# One thread per rank: there are as many ranks as cores.
 export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun takes it from sbatch no more
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer inherits it from sbatch
 
-read -r -d '' -a sources <<<"$SOURCES" # into words, and no glob is expanded
+read -r -d '' -a sources <<<"$SOURCES" # split into words, without expanding globs
 command=(sctd prepare --out "$OUT")
 for source in "${sources[@]}"; do command+=(--source "$source"); done
 [ -n "${TOKENIZER:-}" ] && command+=(--tokenizer "$TOKENIZER")

@@ -7,7 +7,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
-# Ten minutes before the time is up, each rank gets SIGUSR1: the run saves, and the job goes back into the queue.
+# Ten minutes before the time limit each rank gets SIGUSR1: the run saves, and the job goes back into the queue.
 #SBATCH --signal=USR1@600
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctd import config as module
+from sctd.cli import main
+from sctd.cli.config import explain
 from sctd.config import (
     ARMS,
     FAMILIES,
     Config,
+    apply_override,
     config_from_dict,
     load_config,
     merge_dicts,
@@ -24,6 +27,7 @@ from sctd.config import (
     to_yaml,
 )
 from sctd.errors import UserError
+from support import ROOT
 
 SHIPPED = sorted(path.stem for path in (Path(module.__file__).parent / "recipes").glob("*.yaml"))
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "arm"}
@@ -495,3 +499,58 @@ def test_extends_by_path_counts_from_the_recipe(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     config = load_config("a/mine.yaml")
     assert config.train.steps == 1234 and config.arm == "baseline" and config.run.dir == "runs/mine"
+
+
+# ---- sctd config
+
+
+def test_every_key_is_explained_beside_its_field_and_nowhere_else() -> None:
+    """One line for each, and its default is the dataclass's; no document repeats the explanation."""
+    found = module.keys()
+    assert list(found) == KEYS
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    prose = " ".join(" ".join(path.read_text(encoding="utf-8") for path in documents).split())
+    whole = [line.split() for line in explain().splitlines()]
+    for key, field in found.items():
+        text = field.metadata["text"]
+        assert 10 < len(text) < 90 and "\n" not in text, key
+        assert len(text) < 40 or text not in prose, f"{key}: a document repeats its explanation"
+        lines = [line.strip() for line in explain(key).splitlines()]
+        shown = next(line.removeprefix("default ").strip() for line in lines if line.startswith("default "))
+        tree: dict[str, Any] = {}
+        apply_override(tree, f"{key}={shown}")
+        assert lines[:2] == [key, text] and config_from_dict(tree) == Config(), key
+        assert any(words[:2] == [key.rpartition(".")[2], shown.split()[0]] for words in whole), key
+
+
+def test_config_lists_all_sections_one_section_and_one_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config"]) == 0
+    whole = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) <= 100
+    assert all(f"\n{section}: " in whole for section in SECTIONS) and whole.startswith("  arm ")
+    assert main(["config", "optimizer"]) == 0
+    section = capsys.readouterr().out
+    assert section.startswith("optimizer: ") and section in whole and "adamw | muon" in section
+    assert "steps" not in section
+    for name in ("train.precision", "precision"):
+        assert main(["config", name]) == 0
+        assert "auto | bf16 | fp16 | fp32" in capsys.readouterr().out
+    assert "above 0 and at most 1" in explain("model.keep_ratio")
+    assert "a whole number or null" in explain("train.stop_at")
+    assert "train.steps\n" in explain("steps") and "evaluation.steps\n" in explain("steps")
+    assert "random_ltd" in explain("arm")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimzer", "did you mean 'optimizer'?"),
+        ("train.stpes", "did you mean 'train.steps'?"),
+        ("keep_ration", "did you mean 'keep_ratio'?"),
+        ("zzz", "`sctd config` lists them"),
+    ],
+)
+def test_config_names_the_nearest_key(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sctd: error: ") and said.count("\n") == 1 and repr(name) in said and words in said

@@ -22,8 +22,8 @@ from sctd.plan.memory import (
     saved,
     storage_of,
 )  # fmt: skip
-from sctd.plan.report import Forecast, forecast, limit, make_job, parse_gpus, plan
-from sctd.plan.steps import Step
+from sctd.plan.report import Forecast, forecast, parse_gpus, plan
+from sctd.plan.workload import Step, make_workload
 from sctd.train.engine.devices import GPUS
 from sctd.train.engine.muon import layer_matrices
 from small_models import VOCABULARY, phases, small, small_batch
@@ -81,14 +81,14 @@ def test_activations_are_those_that_autograd_keeps(
 
 
 def steps_of(arm: str, *overrides: str) -> dict[Step, float]:
-    return make_job(load_config("bert-base-baseline", [f"arm={arm}", *overrides]), 512).steps
+    return make_workload(load_config("bert-base-baseline", [f"arm={arm}", *overrides]), 512).steps
 
 
 def test_memory_falls_with_the_stage_and_the_gpus() -> None:
     steps = steps_of("sctd")
     for gpus in (1, 2, 8, 64):
         taken = [memory(steps, gpus, stage, "bf16", 32) for stage in STAGES]
-        states = [item.parameters + item.masters + item.gradients + item.optimizer for item in taken]
+        states = [item.parameters + item.float32_copies + item.gradients + item.optimizer_states for item in taken]
         assert gpus == 1 or states[1] > states[2] > states[3]
         assert taken[0].parameters == 2 * taken[1].parameters == 4 * parameter_count(BASE)
     for stage in (1, 2, 3):
@@ -103,7 +103,7 @@ def test_muon_keeps_one_moment_of_the_matrices(shape: BertShape) -> None:
     moved = sum(matrices.parts * matrices.size for matrices in layer_matrices(model).values())
     assert matrix_parameters(shape) == moved
     steps = steps_of("sctd")
-    adamw, muon = (memory(steps, 8, 1, "bf16", 32, each).optimizer for each in (False, True))
+    adamw, muon = (memory(steps, 8, 1, "bf16", 32, each).optimizer_states for each in (False, True))
     assert adamw - muon == 4 * matrix_parameters(next(iter(steps)).work.shape) / 8
 
 
@@ -117,7 +117,7 @@ def test_memory_grows_with_the_micro_batch_and_recomputation_shrinks_it() -> Non
     assert drop < full < more.activations  # an ALIGN step keeps both paths
 
 
-def test_memory_is_that_of_the_dearest_steps() -> None:
+def test_memory_is_that_of_the_steps_that_take_most() -> None:
     def taken(arm: str, *overrides: str) -> Memory:
         return memory(steps_of(arm, *overrides), 8, 1, "bf16", 32)
 
@@ -139,7 +139,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(stage: int) -> None:
 
 
 def predicted(recipe: str, gpus: str, *overrides: str, stage: int = 1, length: int = 512) -> Forecast:
-    return forecast(make_job(load_config(recipe, overrides), length), parse_gpus(gpus), stage)
+    return forecast(make_workload(load_config(recipe, overrides), length), parse_gpus(gpus), stage)
 
 
 def seconds(recipe: str, gpus: str, *overrides: str, stage: int = 1) -> float:
@@ -157,10 +157,10 @@ def seconds(recipe: str, gpus: str, *overrides: str, stage: int = 1) -> float:
     ],
 )
 def test_the_prediction_is_near_the_designs_anchors(recipe: str, gpus: str, low: float, high: float) -> None:
-    job, machine = make_job(load_config(recipe), 512), parse_gpus(gpus)
-    time = forecast(job, machine, 1).time
+    workload, machine = make_workload(load_config(recipe), 512), parse_gpus(gpus)
+    time = forecast(workload, machine, 1).time
     assert time is not None
-    assert low < job.mean() * job.config.train.batch_size / time.total / machine.gpu.half < high
+    assert low < workload.mean() * workload.config.train.batch_size / time.total / machine.gpu.half < high
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,8 +186,8 @@ def test_time_falls_with_faster_and_more_gpus_and_rises_with_recomputation() -> 
 
 def test_the_limit_is_named() -> None:
     def bound(recipe: str, gpus: str, *overrides: str, stage: int = 1) -> str:
-        job, machine = make_job(load_config(recipe, overrides), 512), parse_gpus(gpus)
-        return limit(job, machine, forecast(job, machine, stage))
+        workload, machine = make_workload(load_config(recipe, overrides), 512), parse_gpus(gpus)
+        return forecast(workload, machine, stage).limit
 
     assert bound("bert-base-sctd", "8xH200-141GB") == "compute"
     assert bound("bert-large-sctd", "8xL40S", "train.batch_size=8", "train.micro_batch_size=1") == "all-reduce"
@@ -197,18 +197,20 @@ def test_the_limit_is_named() -> None:
 
 
 def test_random_ltd_plans_for_its_growing_subset() -> None:
-    job = make_job(load_config("bert-base-baseline", ["arm=random_ltd"]), 512)
-    keeps = {step.keep for step in job.steps}
-    assert sum(job.steps.values()) == pytest.approx(1) and min(keeps) < 272 and max(keeps) == 512
-    fixed = make_job(load_config("bert-base-baseline", ["arm=random_drop"]), 512)
-    assert fixed.mean() < job.mean() < make_job(load_config("bert-base-baseline"), 512).mean()
+    workload = make_workload(load_config("bert-base-baseline", ["arm=random_ltd"]), 512)
+    keeps = {step.keep for step in workload.steps}
+    assert sum(workload.steps.values()) == pytest.approx(1) and min(keeps) < 272 and max(keeps) == 512
+    fixed = make_workload(load_config("bert-base-baseline", ["arm=random_drop"]), 512)
+    assert fixed.mean() < workload.mean() < make_workload(load_config("bert-base-baseline"), 512).mean()
 
 
 def test_shares_of_the_steps_follow_the_interval_and_the_stages() -> None:
     def kinds(*overrides: str) -> dict[tuple[Phase, int, int], float]:
         words = ["objective.interval=4", "train.steps=20", "schedule.warmup_steps=0", *overrides]
-        job = make_job(load_config("bert-base-sctd", words), 512)
-        return {(phase, keep, work.targets): round(20 * share, 9) for (work, phase, keep), share in job.steps.items()}
+        workload = make_workload(load_config("bert-base-sctd", words), 512)
+        return {
+            (phase, keep, work.targets): round(20 * share, 9) for (work, phase, keep), share in workload.steps.items()
+        }
 
     assert kinds() == {(Phase.DROP, 256, 77): 15, (Phase.ALIGN, 256, 77): 5}
     whole = ("schedule.full_start=5", "schedule.full_finish=3")  # 6 to 17 between them, of which 8, 12 and 16 align
@@ -226,9 +228,11 @@ def test_the_mean_is_that_of_all_steps(arm: str, family: str) -> None:
         f"arm={arm}", "train.steps=5000", "schedule.warmup_steps=0", "schedule.decay_steps=0",
         "schedule.full_start=1300", "schedule.full_finish=600", "data.mask_stages=[[400,0.3],[2000,0.25],[4800,0.1]]",
     ]  # fmt: skip
-    job = make_job(load_config(f"{family}-base-baseline", words), 512)
-    total = Work(job.config, job.work.shape, (512,)).until(5000)
-    assert job.mean() * 5000 * job.config.train.batch_size == pytest.approx(total, rel=1e-3 if "ltd" in arm else 1e-12)
+    workload = make_workload(load_config(f"{family}-base-baseline", words), 512)
+    total = Work(workload.config, workload.work.shape, (512,)).until(5000)
+    assert workload.mean() * 5000 * workload.config.train.batch_size == pytest.approx(
+        total, rel=1e-3 if "ltd" in arm else 1e-12
+    )
 
 
 def test_auto_is_the_precision_of_the_gpu() -> None:
@@ -270,11 +274,11 @@ def test_the_verb_prints_its_assumptions_and_the_saving() -> None:
         (["--gpus", "x"], ["NxMODEL"]),
         (["--gpus", "8xA100"], ["8xA100", "A100-40GB"]),
         (["--gpus", "V100-32GB", "train.precision=bf16"], ["bf16", "train.precision=fp16"]),
-        (["--gpus", "7xA10"], ["train.batch_size", "7 GPUs"]),
+        (["--gpus", "7xA10"], ["train.batch_size", "7 ranks"]),
         (["--gpus", "2048xA10"], ["train.batch_size"]),
         (["--gpus", "A10", "--seq-len", "1024"], ["--seq-len", "512"]),
         (["--gpus", "A10", "model.layres=4"], ["layres", "layers"]),
-        (["--gpus", "A10", "optimizer.name=muon", "train.zero_stage=3"], ["train.zero_stage is 3", "muon"]),
+        (["--gpus", "A10", "optimizer.name=muon", "train.zero_stage=3"], ["ZeRO stage 3", "muon"]),
         ([], ["--gpus"]),
     ],
 )

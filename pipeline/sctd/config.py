@@ -1,14 +1,20 @@
 """Recipes: frozen dataclasses <- recipe YAML <- dotted overrides.
 
-Everything that a run can vary is a field here, is printed by `--print-config` and stored with the run. A recipe may
-`extends:` another one; later layers win. An unknown key is an error that names the nearest known one.
+Everything that a run can vary is a field here, is printed by `--print-config` and stored with the run; `sctd config`
+lists the fields with the explanations given here. A recipe may `extends:` another one; later layers win. An unknown key
+is an error that names the nearest known one.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import itertools
+import json
 import math
+import operator
 import types
 import typing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,134 +24,169 @@ import yaml
 from sctd.errors import UserError
 
 FAMILIES = ("bert", "modernbert")
-ARMS = ("baseline", "token_drop", "sctd", "random_drop", "random_ltd")
+BASELINE = "baseline"  # the arm that others are compared with
+ARMS = (BASELINE, "token_drop", "sctd", "random_drop", "random_ltd")
 _RECIPES = Path(__file__).parent / "recipes"
-_NOT_NEGATIVE = (
-    "model.vocab_size", "model.layer_norm_eps", "model.initializer_range", "objective.kl_weight", "optimizer.eps",
-    "optimizer.weight_decay", "optimizer.clip", "schedule.power", "schedule.final_lr",
-)  # fmt: skip
-_LONGEST = 7 * 24 * 3600
+_WEEK = 7 * 24 * 3600
+BOUNDS = {
+    "gt": ("above", operator.gt), "ge": ("at least", operator.ge),
+    "lt": ("below", operator.lt), "le": ("at most", operator.le),
+}  # fmt: skip
+_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 # PyYAML's constructors let these through: 2024-13-45, 0b_, !!int x, !!timestamp x, a thousand brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 
 
+def setting(default: Any, text: str, choices: tuple[Any, ...] = (), **bounds: float | str) -> Any:
+    """A field of a recipe.
+
+    Args:
+        text: one line of explanation, for `sctd config`.
+        choices: all values that it may have; empty: any of its type.
+        bounds: gt, ge, lt, le: a number, or the key that has it, as in `stop_at: le="train.steps"`; for a list, of each
+            item.
+    """
+    return field(default=default, metadata={"text": text, "choices": choices, "bounds": bounds})
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    dir: str = ""  # empty: runs/<recipe>
-    seed: int = 1
-    examples: tuple[str, ...] = ()  # sentences with [MASK], filled in and printed at the end
+    """The folder of the run, and its seed."""
+
+    dir: str = setting("", "folder of the run; empty: runs/RECIPE")
+    seed: int = setting(1, "seed of initial weights, data order, masks, dropout", ge=0)
+    examples: tuple[str, ...] = setting((), "sentences with one [MASK], filled in at the end")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: str = ""  # folder made by `sctd prepare`
-    seq_len: int = 0  # tokens a row; 0: the longest that the corpus was packed to
-    warmup_seq_len: int = 0  # of the first steps, where the corpus has rows of two lengths; 0: all have seq_len
-    warmup_steps: int = 0  # optimizer steps on rows of warmup_seq_len
-    mask_probability: float = 0.15  # share of a row's tokens that are predicted, an exact number in each row
-    # [first optimizer step, share], ...: what the share becomes from these steps on; the last one validates
-    mask_stages: tuple[tuple[int, float], ...] = ()
-    whole_word: bool = False
-    skip_samples: tuple[tuple[int, int], ...] = ()  # half-open spans of sample indices that are never trained on
+    """The corpus, the length of its rows, and masking."""
+
+    corpus: str = setting("", "folder made by `sctd prepare`")
+    seq_len: int = setting(0, "tokens per row; 0: the corpus' longest rows", ge=0)
+    warmup_seq_len: int = setting(0, "tokens per row at first; 0: data.seq_len", ge=0)
+    warmup_steps: int = setting(0, "optimizer steps on rows of data.warmup_seq_len", ge=0, le="train.steps")
+    mask_probability: float = setting(0.15, "share of the tokens to predict in every row", gt=0, le=0.5)
+    mask_stages: tuple[tuple[int, float], ...] = setting(
+        (), "[step, share] pairs: the share to predict from that step on; validation uses the last"
+    )
+    whole_word: bool = setting(False, "mask whole words instead of single tokens")
+    skip_samples: tuple[tuple[int, int], ...] = setting((), "[first, end) ranges of sample indices to skip")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    family: str = "bert"  # bert | modernbert (pre-norm, rotary positions, GeGLU, no biases)
-    vocab_size: int = 0  # 0: as many as the corpus' tokenizer has
-    layers: int = 12
-    hidden_size: int = 768
-    heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int = 512
-    positions: str = "learned"  # learned | sinusoidal: how a bert's table of positions begins; both are trained
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    keep_ratio: float = 0.5  # share of the tokens that dropped layers see
-    first_dropped: int | None = None  # first layer without all queries; null: layers/2 - 1 (random_ltd: 1)
-    full_tail: int = 1  # layers at the end that see all tokens again
-    layer_norm: str = "native"  # native | apex
+    """The encoder, and which of its layers drop tokens."""
+
+    family: str = setting("bert", "modernbert: pre-norm, rotary positions, GeGLU, no biases", FAMILIES)
+    vocab_size: int = setting(0, "number of token ids; 0: as the tokenizer has", ge=0)
+    layers: int = setting(12, "number of layers, even", ge=2)
+    hidden_size: int = setting(768, "width of the hidden states", ge=1)
+    heads: int = setting(12, "attention heads; they divide model.hidden_size", ge=1)
+    intermediate_size: int = setting(3072, "inner width of the feed-forward layers", ge=1)
+    max_positions: int = setting(512, "tokens in the longest row the model can read", ge=1)
+    positions: str = setting("learned", "initial position embeddings of a bert",
+                             ("learned", "sinusoidal"))  # fmt: skip
+    dropout: float = setting(0.1, "dropout of embeddings and of sub-layer outputs", ge=0, lt=1)
+    attention_dropout: float = setting(0.1, "dropout of the attention weights", ge=0, lt=1)
+    layer_norm_eps: float = setting(1e-12, "epsilon of LayerNorm", ge=0)
+    initializer_range: float = setting(0.02, "standard deviation of the initial weights", ge=0)
+    keep_ratio: float = setting(0.5, "share of the tokens that dropping layers keep", gt=0, le=1)
+    first_dropped: int | None = setting(
+        None, "first layer that drops tokens, from 0; null: model.layers / 2 - 1 (random_ltd: 1)", ge=0
+    )
+    full_tail: int = setting(1, "number of layers at the end without dropping", ge=1, lt="model.layers")
+    layer_norm: str = setting("native", "implementation of LayerNorm", ("native", "apex"))
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    scope: str = "row"  # row | document: whether tokens see other documents packed into their row
+    """What a token attends to."""
+
+    scope: str = setting("row", "each token's row, or its document in the row", ("row", "document"))
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    interval: int = 10  # F: every F-th optimizer step is an ALIGN step
-    kl_weight: float = 0.05  # lambda
-    # The terms of an ALIGN step; a DROP step has the first one alone, whatever is set here.
-    mlm_drop: bool = True
-    mlm_full: bool = True
-    kl_global: bool = True
-    kl_local: bool = True
-    semantic_positions: str = "cls"  # cls | all
-    detach_teacher: bool = True
-    importance_beta: float = 0.995
+    """The losses. A DROP step has the masked-language-model (MLM) loss alone."""
+
+    interval: int = setting(10, "F: every F-th optimizer step is an ALIGN step", ge=1)
+    kl_weight: float = setting(0.05, "weight of the KL losses, lambda", ge=0)
+    mlm_drop: bool = setting(True, "ALIGN steps: MLM loss of the dropping path")
+    mlm_full: bool = setting(True, "ALIGN steps: MLM loss of the full path")
+    kl_global: bool = setting(True, "ALIGN steps: KL loss after the last layer")
+    kl_local: bool = setting(True, "ALIGN steps: KL loss before the last layer")
+    semantic_positions: str = setting("cls", "positions that the KL losses compare", ("cls", "all"))
+    detach_teacher: bool = setting(True, "no gradient of the KL losses in the full path")
+    importance_beta: float = setting(0.995, "decay of the running mean of each token's loss", ge=0, lt=1)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "adamw"  # adamw | muon | deepspeed_adamw | apex_adam | apex_lamb
-    lr: float = 2e-4
-    muon_lr: float = 0.02  # of the matrices inside the layers, which Muon moves; AdamW at `lr` moves all else
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
-    weight_decay: float = 0.01
-    clip: float = 1.0  # of the global gradient norm; 0: off
+    """What updates the weights."""
+
+    name: str = setting("adamw", "muon: Muon for the layers' matrices, else AdamW",
+                        ("adamw", "muon", "deepspeed_adamw", "apex_adam", "apex_lamb"))  # fmt: skip
+    lr: float = setting(2e-4, "peak learning rate", gt=0)
+    muon_lr: float = setting(0.02, "peak learning rate of what Muon moves", gt=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "Adam's decay rates of the two moments", ge=0, lt=1)
+    eps: float = setting(1e-6, "Adam's epsilon", ge=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
+    clip: float = setting(1.0, "largest norm of the gradients; 0: no clipping", ge=0)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: str = "linear"  # linear | polynomial | cosine | wsd
-    warmup_steps: int = 0
-    power: float = 1.0  # of polynomial
-    decay_steps: int = 0  # of wsd: length of its last phase
-    final_lr: float = 0.0
-    # Optimizer steps on the full path before the first dropping one, and after the last one, of arms that drop.
-    full_start: int = 0
-    full_finish: int = 0
+    """The learning rate, and when dropping begins and ends; steps are optimizer steps."""
+
+    name: str = setting("linear", "decay; wsd: constant, then linear",
+                        ("linear", "polynomial", "cosine", "wsd"))  # fmt: skip
+    warmup_steps: int = setting(0, "steps of linear warm-up", ge=0, le="train.steps")
+    power: float = setting(1.0, "exponent of the polynomial decay", ge=0)
+    decay_steps: int = setting(0, "length of the decay at the end of wsd", ge=0)
+    final_lr: float = setting(0.0, "learning rate at the end of the decay", ge=0)
+    full_start: int = setting(0, "steps at the start without dropping", ge=0, le="train.steps")
+    full_finish: int = setting(0, "steps at the end without dropping", ge=0, le="train.steps")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 1000  # horizon of the schedules
-    stop_at: int | None = None  # end earlier, saved, without changing the schedules
-    batch_size: int = 256  # rows an optimizer step, over all ranks
-    micro_batch_size: int | None = None  # rows a rank runs at once; null: its whole share
-    precision: str = "auto"  # auto (bf16 on GPUs, the faster of bf16 and fp32 on CPUs) | bf16 | fp16 | fp32
-    zero_stage: int = 1
-    compile: bool = False  # the whole model through torch.compile
-    cuda_graphs: bool = False  # replay the compiled micro-step as CUDA graphs
-    checkpoint_activations: bool = False  # compute each layer again in the backward instead of storing it
-    rollback_after: int = 5  # skipped steps in a row before the newest checkpoint is gone back to; 0: never
-    timeout: float = 1800.0  # seconds that a rank waits for its next batch, or for the other ranks
-    log_every: int = 10
-    valid_every: int = 0  # 0: at the end only
-    valid_rows: int = 1024  # at most
-    save_every: int = 0  # 0: at the end only
-    keep_checkpoints: int = 2
-    async_save: bool = True  # write checkpoints while training goes on; false: training waits for the disk
+    """Length, batches, precision, memory, logging and checkpoints."""
+
+    steps: int = setting(1000, "optimizer steps; all schedules end here", ge=1)
+    stop_at: int | None = setting(None, "save and end here; the schedules do not change", ge=1, le="train.steps")
+    batch_size: int = setting(256, "rows per optimizer step, over all ranks", ge=1)
+    micro_batch_size: int | None = setting(None, "rows a rank runs at once; null: its whole share", ge=1)
+    precision: str = setting("auto", "auto: bf16 on GPUs (fp16 without bf16); on CPUs the faster of bf16 and fp32",
+                             ("auto", "bf16", "fp16", "fp32"))  # fmt: skip
+    zero_stage: int = setting(1, "ZeRO stage of DeepSpeed", (0, 1, 2, 3))
+    compile: bool = setting(False, "compile the model with torch.compile")
+    cuda_graphs: bool = setting(False, "replay the compiled micro-step as CUDA graphs")
+    checkpoint_activations: bool = setting(False, "recompute activations in the backward pass")
+    rollback_after: int = setting(5, "skipped steps in a row before the run goes back to a checkpoint; 0: never", ge=0)
+    timeout: float = setting(1800.0, "seconds a rank waits for data or other ranks", ge=1, le=_WEEK)
+    log_every: int = setting(10, "steps between records in metrics.jsonl", ge=1)
+    valid_every: int = setting(0, "steps between validations; 0: only at the end", ge=0)
+    valid_rows: int = setting(1024, "at most so many rows in a validation", ge=1)
+    save_every: int = setting(0, "steps between checkpoints; 0: only at the end", ge=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep", ge=1)
+    async_save: bool = setting(True, "write checkpoints while training goes on")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """While the run trains; `sctd finetune` and `sctd probe` evaluate what it leaves."""
+    """Probing and fine-tuning while the run trains."""
 
-    every: int = 0  # optimizer steps between evaluations; 0: never
-    probes: tuple[str, ...] = ()  # of every layer: tense, subj_number, or files in SentEval's form
-    task: str = ""  # to fine-tune on, with the first seed
-    steps: int = 100  # of the fine-tuning
-    data_dir: str = ""  # folder with the files of both
+    every: int = setting(0, "optimizer steps between evaluations; 0: never", ge=0)
+    probes: tuple[str, ...] = setting((), "probes: tense, subj_number, or SentEval files")
+    task: str = setting("", "task to fine-tune on; empty: none")
+    steps: int = setting(100, "optimizer steps of the fine-tuning", ge=1)
+    data_dir: str = setting("", "folder with the data of probes and task")
 
 
 @dataclass(frozen=True)
 class Config:
-    arm: str = "sctd"
+    arm: str = setting("sctd", "random_drop and random_ltd are for comparison", ARMS)
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -157,12 +198,23 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+def keys() -> dict[str, dataclasses.Field[Any]]:
+    """Every configuration key, such as `train.steps`, with its field."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    for part in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(part.type):
+            found |= {f"{part.name}.{item.name}": item for item in dataclasses.fields(part.type)}
+        else:
+            found[part.name] = part
+    return found
+
+
 def recipe_names() -> list[str]:
     """The recipes that ship with sctd."""
     return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
 
-def load_config(recipe: str, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """The merged, validated configuration of a run.
 
     Args:
@@ -178,38 +230,31 @@ def load_config(recipe: str, overrides: typing.Sequence[str] = ()) -> Config:
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and not run.get("dir"):
         run["dir"] = f"runs/{Path(recipe).stem}"
-    config = _build(Config, tree, where="")
-    validate(config)
-    return config
+    return config_from_dict(tree)
 
 
 def config_from_dict(tree: dict[str, Any]) -> Config:
-    """The configuration stored with a run."""
-    config = _build(Config, tree, where="")
+    """The validated configuration that a tree describes, such as the one stored with a run."""
+    config: Config = _build(Config, tree, where="")
     validate(config)
     return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a configuration, fit for YAML and JSON."""
-    return _plain(dataclasses.asdict(config))
+    """A configuration as nested dicts and lists, as YAML and JSON read it."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return tree
 
 
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """A hint for an error message: ' (did you mean X?)', or the known names where none is near."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an error message: `did you mean 'X'?`, or the known names where none is near."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -217,7 +262,7 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"recipe '{recipe}' not found: {nearest(recipe, recipe_names())}")
     if recipe in seen:
-        raise UserError(f"recipe '{recipe}' extends itself by way of {' -> '.join(seen)}: break the circle")
+        raise UserError(f"recipe '{recipe}' extends itself through {' -> '.join(seen)}: break the circle")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except _UNREADABLE as error:
@@ -242,14 +287,18 @@ def merge_dicts(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a recipe's tree, the value read as YAML. UserError where it is none."""
+    """Put `section.key=value` into a recipe's tree, the value read as YAML.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise UserError(f"override {override!r}: write it as section.key=value")
     try:
         value = yaml.safe_load(text)
     except _UNREADABLE:
-        raise UserError(f"override {override!r}: its value is not YAML") from None
+        raise UserError(f"override {override!r}: the value is not valid YAML") from None
     *sections, key = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -258,7 +307,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     tree[key] = value
 
 
-def _build(cls: type, tree: Any, where: str) -> Any:
+def _build(cls: Any, tree: Any, where: str) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"config section '{where}' must be a mapping, found {tree!r}")
     hints = typing.get_type_hints(cls)
@@ -268,8 +317,7 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         if key not in hints:
             raise UserError(f"unknown config key {path!r}: {nearest(str(key), hints)}")
         hint = hints[key]
-        is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        values[key] = _build(hint, value, path) if is_section else _cast(hint, value, path)
+        values[key] = _build(hint, value, path) if dataclasses.is_dataclass(hint) else _cast(hint, value, path)
     return cls(**values)
 
 
@@ -283,177 +331,98 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"config key '{path}' must be a list of {len(args)}, found {value!r}")
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         return tuple(_cast(kind, item, path) for kind, item in zip(kinds, value, strict=True))
-    if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
+    kind = type(value)  # not isinstance: a bool is an int
+    if kind is hint:
+        return value
+    if hint is float and kind in (str, int):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            pass
-    if hint is str and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
+    if hint is str and (kind is int or value is None):
         return "" if value is None else str(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and kind is float and value.is_integer():
         return int(value)
-    if not (isinstance(hint, type) and isinstance(value, hint)) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"config key '{path}' must be {_type_name(hint)}, found {value!r}")
-    return value
+    raise UserError(f"config key '{path}' must be {type_name(hint)}, found {value!r}")
 
 
-def _type_name(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    return names.get(hint, "a list")
+def type_name(hint: Any) -> str:
+    """The type of a field, as a user calls it: `a whole number or null`."""
+    if typing.get_origin(hint) is types.UnionType:
+        return f"{type_name(typing.get_args(hint)[0])} or null"
+    return _TYPES.get(hint, "a list")
 
 
 def validate(config: Config) -> None:
-    """Ranges and combinations that no run can work with.
+    """Refuse what no run can work with: values outside their choices and bounds, and combinations.
 
     Raises:
         UserError: the first one found, with its key.
     """
-    model, objective, train = config.model, config.objective, config.train
-    _one_of("arm", config.arm, ARMS)
-    _one_of("model.family", model.family, FAMILIES)
-    _one_of("model.positions", model.positions, ("learned", "sinusoidal"))
-    _one_of("objective.semantic_positions", objective.semantic_positions, ("cls", "all"))
-    _one_of("attention.scope", config.attention.scope, ("row", "document"))
-    _one_of("model.layer_norm", model.layer_norm, ("native", "apex"))
-    _one_of("optimizer.name", config.optimizer.name, ("adamw", "muon", "deepspeed_adamw", "apex_adam", "apex_lamb"))
-    _one_of("schedule.name", config.schedule.name, ("linear", "polynomial", "cosine", "wsd"))
-    _one_of("train.precision", train.precision, ("auto", "bf16", "fp16", "fp32"))
-    _require(0 < model.keep_ratio <= 1, "model.keep_ratio", model.keep_ratio, "above 0 and at most 1")
-    shares = [("data.mask_probability", config.data.mask_probability)]
-    shares += [("data.mask_stages", share) for _, share in config.data.mask_stages]
-    stages = [list(stage) for stage in config.data.mask_stages]
-    for key, share in shares:
-        found = share if key == "data.mask_probability" else stages
-        _require(0 < share <= 0.5, key, found, "above 0 and at most 0.5 in each stage")
-    starts = [start for start, _ in config.data.mask_stages]
-    _require(
-        all(a < b for a, b in zip([1, *starts], starts, strict=False)) and max(starts, default=0) <= train.steps,
-        "data.mask_stages",
-        stages,
-        f"[step, share] pairs with rising steps from 2 to train.steps={train.steps}",
-    )
-    _require(model.layers >= 2 and model.layers % 2 == 0, "model.layers", model.layers, "even and at least 2")
-    for key in ("hidden_size", "heads", "intermediate_size", "max_positions"):
-        _require(getattr(model, key) >= 1, f"model.{key}", getattr(model, key), "at least 1")
-    _require(
-        model.hidden_size % model.heads == 0,
-        "model.heads",
-        model.heads,
-        f"a divisor of model.hidden_size={model.hidden_size}",
-    )
+    for key, item in keys().items():
+        value, choices = operator.attrgetter(key)(config), item.metadata["choices"]
+        if choices and value not in choices:
+            raise UserError(f"config key '{key}' is {value!r}: {nearest(str(value), map(str, choices))}")
+    for holds, key, wanted in itertools.chain(_bounds(config), _combinations(config)):
+        if not holds:
+            value = json.loads(json.dumps(operator.attrgetter(key)(config)))  # tuples as lists, as users write them
+            raise UserError(f"config key '{key}' is {value!r}: it must be {wanted}")
+    objective = config.objective
+    if not (objective.mlm_drop or objective.mlm_full or objective.kl_global or objective.kl_local):
+        raise UserError("config section 'objective' has no loss: set mlm_drop, mlm_full, kl_global or kl_local to true")
+
+
+_Rule = tuple[bool, str, str]  # whether it holds, the key, and what its value must be
+
+
+def _bounds(config: Config) -> Iterator[_Rule]:
+    # Section `train` first: other keys are bounded by train.steps.
+    for key, item in sorted(keys().items(), key=lambda pair: not pair[0].startswith("train.")):
+        value = operator.attrgetter(key)(config)
+        for number in value if isinstance(value, tuple) else (value,):
+            yield not isinstance(number, float) or math.isfinite(number), key, "finite"
+            for name, bound in item.metadata["bounds"].items():
+                words, holds = BOUNDS[name]
+                limit = operator.attrgetter(bound)(config) if isinstance(bound, str) else bound
+                wanted = f"{words} {bound}={limit}" if isinstance(bound, str) else f"{words} {bound}"
+                yield number is None or holds(number, limit), key, wanted
+
+
+def _combinations(config: Config) -> Iterator[_Rule]:
+    model, data, train, schedule = config.model, config.data, config.train, config.schedule
+    yield model.layers % 2 == 0, "model.layers", "even"
+    width, rest = divmod(model.hidden_size, model.heads)
+    yield rest == 0, "model.heads", f"a divisor of model.hidden_size={model.hidden_size}"
     if model.family == "modernbert":
-        width = model.hidden_size // model.heads
-        _require(width % 2 == 0, "model.heads", model.heads, "such that a head has an even number of columns, which "
-                 f"rotary positions turn in pairs: it has {width}")  # fmt: skip
-        _require(model.positions == "learned", "model.positions", model.positions,
-                 "left out where model.family is modernbert, whose positions are rotations")  # fmt: skip
-        _require(model.layer_norm == "native", "model.layer_norm", model.layer_norm,
-                 "native where model.family is modernbert")  # fmt: skip
-    for key in ("dropout", "attention_dropout"):
-        _require(0 <= getattr(model, key) < 1, f"model.{key}", getattr(model, key), "at least 0 and below 1")
-    _require(1 <= model.full_tail < model.layers, "model.full_tail", model.full_tail, f"in 1..{model.layers - 1}")
-    if model.first_dropped is not None:
-        last = model.layers - model.full_tail - 1
-        _require(0 <= model.first_dropped <= last, "model.first_dropped", model.first_dropped, f"in 0..{last}")
-    _require(objective.interval >= 1, "objective.interval", objective.interval, "at least 1")
-    _require(
-        0 <= objective.importance_beta < 1,
-        "objective.importance_beta",
-        objective.importance_beta,
-        "at least 0 and below 1",
-    )
-    terms = (objective.mlm_drop, objective.mlm_full, objective.kl_global, objective.kl_local)
-    _require(any(terms), "objective", "without a term", "given one of mlm_drop, mlm_full, kl_global, kl_local")
-    for key in ("steps", "batch_size", "log_every", "valid_rows", "keep_checkpoints"):
-        _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
-    for key in ("valid_every", "save_every"):
-        _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "at least 0")
-    _require(train.rollback_after >= 0, "train.rollback_after", train.rollback_after, "at least 0")
-    _require(1 <= train.timeout <= _LONGEST, "train.timeout", train.timeout, f"in 1..{_LONGEST} seconds")
-    for first, end in config.data.skip_samples:
-        _require(0 <= first < end, "data.skip_samples", [first, end], "[first, end) with 0 <= first < end")
-    data = config.data
-    for key in ("seq_len", "warmup_seq_len", "warmup_steps"):
-        _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), "at least 0")
-    _require(data.warmup_steps <= train.steps, "data.warmup_steps", data.warmup_steps, "at most train.steps")
-    _require(
-        bool(data.warmup_steps) == bool(data.warmup_seq_len),
-        "data.warmup_steps",
-        data.warmup_steps,
-        "set together with data.warmup_seq_len",
-    )
-    _require(
-        not data.seq_len or data.warmup_seq_len < data.seq_len,
-        "data.warmup_seq_len",
-        data.warmup_seq_len,
-        f"below data.seq_len={data.seq_len}",
-    )
-    if train.micro_batch_size is not None:
-        _require(train.micro_batch_size >= 1, "train.micro_batch_size", train.micro_batch_size, "at least 1")
-    if train.stop_at is not None:
-        _require(1 <= train.stop_at <= train.steps, "train.stop_at", train.stop_at, f"in 1..train.steps={train.steps}")
-    _require(train.zero_stage in (0, 1, 2, 3), "train.zero_stage", train.zero_stage, "0, 1, 2 or 3")
-    _require(train.compile or not train.cuda_graphs, "train.cuda_graphs", True, "false where train.compile is false")
-    _require(config.run.seed >= 0, "run.seed", config.run.seed, "at least 0")
-    for section in ("model", "objective", "optimizer", "schedule"):
-        for name, value in dataclasses.asdict(getattr(config, section)).items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
-            _require(finite, f"{section}.{name}", value, "finite")
-    for key in ("lr", "muon_lr"):
-        _require(getattr(config.optimizer, key) > 0, f"optimizer.{key}", getattr(config.optimizer, key), "above 0")
-    betas = config.optimizer.betas
-    _require(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "two numbers from 0 to below 1")
-    for key in _NOT_NEGATIVE:
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        _require(value >= 0, key, value, "at least 0")
-    schedule = config.schedule
-    _require(
-        0 <= schedule.warmup_steps <= train.steps,
-        "schedule.warmup_steps",
-        schedule.warmup_steps,
-        f"in 0..train.steps={train.steps}",
-    )
-    _require(
-        0 <= schedule.decay_steps <= train.steps - schedule.warmup_steps,
-        "schedule.decay_steps",
-        schedule.decay_steps,
-        "at least 0 and no longer than what follows the warm-up",
-    )
-    for key in ("full_start", "full_finish"):
-        steps = getattr(schedule, key)
-        _require(0 <= steps <= train.steps, f"schedule.{key}", steps, f"in 0..train.steps={train.steps}")
-    _require(
-        schedule.full_start + schedule.full_finish <= train.steps,
-        "schedule.full_finish",
-        schedule.full_finish,
-        f"at most train.steps - schedule.full_start = {train.steps - schedule.full_start}: the two may not overlap",
-    )
-    _require(
-        schedule.full_start + schedule.full_finish < train.steps or config.arm == "baseline",
-        "schedule.full_start",
-        schedule.full_start,
-        f"less than train.steps - schedule.full_finish = {train.steps - schedule.full_finish}: no step would drop",
-    )
-    evaluation = config.evaluation
-    _require(evaluation.every >= 0, "evaluation.every", evaluation.every, "at least 0")
-    _require(evaluation.steps >= 1, "evaluation.steps", evaluation.steps, "at least 1")
-    _require(
-        not evaluation.every or bool(evaluation.probes or evaluation.task),
-        "evaluation.every",
-        evaluation.every,
-        "0 where neither evaluation.probes nor evaluation.task names anything",
-    )
-    for text in config.run.examples:
-        _require(text.count("[MASK]") == 1, "run.examples", text, "a sentence with one [MASK]")
+        wanted = f"such that a head has an even number of columns for its rotary positions: it has {width}"
+        yield width % 2 == 0, "model.heads", wanted
+        yield model.positions == "learned", "model.positions", "left out: a modernbert has rotary positions"
+        yield model.layer_norm == "native", "model.layer_norm", "native where model.family is modernbert"
+    last = model.layers - model.full_tail - 1
+    yield (model.first_dropped or 0) <= last, "model.first_dropped", f"at most {last}, before model.full_tail begins"
 
+    steps = train.steps
+    starts = [1, *(start for start, _ in data.mask_stages), steps + 1]
+    wanted = f"[step, share] pairs with rising steps from 2 to train.steps={steps}"
+    yield all(first < second for first, second in itertools.pairwise(starts)), "data.mask_stages", wanted
+    shares_fit = all(0 < share <= 0.5 for _, share in data.mask_stages)
+    yield shares_fit, "data.mask_stages", "[step, share] pairs with shares above 0 and at most 0.5"
+    ranges_fit = all(0 <= first < end for first, end in data.skip_samples)
+    yield ranges_fit, "data.skip_samples", "[first, end) ranges with 0 <= first < end"
+    both = bool(data.warmup_steps) == bool(data.warmup_seq_len)
+    yield both, "data.warmup_steps", "set together with data.warmup_seq_len"
+    shorter = not data.seq_len or data.warmup_seq_len < data.seq_len
+    yield shorter, "data.warmup_seq_len", f"below data.seq_len={data.seq_len}"
 
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"config key '{key}' is {value!r}: {nearest(value, known)}")
+    yield train.compile or not train.cuda_graphs, "train.cuda_graphs", "false where train.compile is false"
+    left = steps - schedule.warmup_steps
+    yield schedule.decay_steps <= left, "schedule.decay_steps", f"at most the {left} steps after the warm-up"
+    left = steps - schedule.full_start
+    wanted = f"at most train.steps - schedule.full_start = {left}: the two may not overlap"
+    yield schedule.full_finish <= left, "schedule.full_finish", wanted
+    left = steps - schedule.full_finish
+    wanted = f"below train.steps - schedule.full_finish = {left}: no step would drop tokens"
+    yield schedule.full_start < left or config.arm == "baseline", "schedule.full_start", wanted
 
-
-def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"config key '{key}' is {value!r}: it must be {wanted}")
+    evaluation, every = config.evaluation, "0, unless evaluation.probes or evaluation.task says what to evaluate"
+    yield not evaluation.every or bool(evaluation.probes or evaluation.task), "evaluation.every", every
+    masked = all(text.count("[MASK]") == 1 for text in config.run.examples)
+    yield masked, "run.examples", "sentences with one [MASK] each"

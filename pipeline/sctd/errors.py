@@ -10,3 +10,8 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """Good input, but the machine failed: a full disk, ranks that do not come. Another attempt may mend it; exit 74."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of another library's exception, fit for a one-line message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

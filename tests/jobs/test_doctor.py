@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sctd.jobs.doctor import _to_seconds
+from sctd.jobs.slurm import seconds_of
 from support import environment, free_port, sctd
 
 SHORT = (
@@ -36,7 +36,7 @@ def test_one_process(tmp_path: Path) -> None:
 def test_two_ranks_hear_each_other(tmp_path: Path) -> None:
     done = sctd("doctor", tmp_path, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 ranks, gloo: each heard the one before it" in done.stdout
+    assert "2 ranks, gloo: each received from the one before it" in done.stdout
     assert "64 MB in" in done.stdout and "clocks" in done.stdout
     assert "is the same on all ranks" in done.stdout and not list(tmp_path.iterdir())
     assert done.stdout.count("ready: ") == 1 and done.stdout.count("versions ") == 1
@@ -66,7 +66,7 @@ def test_a_rank_that_does_not_come(tmp_path: Path) -> None:
     env = environment() | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run([sys.executable, "-c", SHORT], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAIL  ranks          missing after 4 s: rank 1 of 2; there: rank 0, on" in done.stdout
+    assert "FAIL  ranks          missing after 4 s: rank 1 of 2; present: rank 0, on" in done.stdout
 
 
 def test_ranks_that_see_different_folders_under_one_name(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_folder_on_a_full_disk_still_gets_its_table(small_disk: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = sctd("doctor", tmp_path / "file" / "runs")
-    assert done.returncode == 1 and "is no folder to write in" in done.stdout and "NOT READY" in done.stdout
+    assert done.returncode == 1 and "is not a writable folder" in done.stdout and "NOT READY" in done.stdout
 
 
 def test_kernels_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_kernels_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("10:00", 600), ("1-00:00:30", 86430), ("2:00:00", 7200), ("UNLIMITED", float("inf"))]
+    ("text", "seconds"), [("10:00", 600), ("1-00:00:30", 86430), ("2:00:00", 7200), ("UNLIMITED", None)]
 )
-def test_time_left_as_squeue_says_it(text: str, seconds: float) -> None:
-    assert _to_seconds(text) == seconds
+def test_time_left_as_squeue_says_it(text: str, seconds: int | None) -> None:
+    assert seconds_of(text) == seconds

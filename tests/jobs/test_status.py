@@ -23,7 +23,7 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = sctd("status", run_dir).stdout
     process.kill()
     process.wait()
-    assert f"held by process {process.pid} on" in said and "running" in said and "\nasked" not in said
+    assert f"running: process {process.pid} on" in said and "  running  (" in said and "\nrequests" not in said
     goal = records(run_dir)[-1]["step"] + 3
     train(recipe, run_dir, *steps, f"train.stop_at={goal}", "--resume")
     return run_dir
@@ -39,7 +39,7 @@ def test_status_tells_the_chain_of_jobs(run: Path) -> None:
     side = "below" if last["valid_gap"] > 0 else "above"
     assert f"learning     {gap:.2f} nats {side} the unigram entropy (not yet 1 nat below it)" in done.stdout
     assert f"context use {use:.2f}, masked accuracy {last['valid_accuracy']:.1%}" in done.stdout
-    assert "nobody works on it" in done.stdout and "attempts     3" in done.stdout
+    assert "not running" in done.stdout and "attempts     3" in done.stdout
     chain = done.stdout.splitlines()[-3:]
     assert "steps 0 to 3  done" in chain[0] and "killed" in chain[1] and "done" in chain[2]
     assert [attempt["ranks"] for attempt in attempts] == [1, 1, 1] and "ended" not in attempts[1]
@@ -49,7 +49,7 @@ def test_status_tells_the_chain_of_jobs(run: Path) -> None:
 def test_requests_are_shown_until_the_run_sees_them(run: Path) -> None:
     (run / "SAVE").touch()
     try:
-        assert "asked        SAVE" in sctd("status", run).stdout
+        assert "requests     SAVE" in sctd("status", run).stdout
     finally:
         (run / "SAVE").unlink()
 
@@ -77,7 +77,7 @@ def test_a_failed_attempt_says_how(recipe: Path, tmp_path: Path) -> None:
     assert "steps 0 to 3  failed: disk" in sctd("status", tmp_path / "run").stdout
 
 
-def test_a_loss_that_is_not_finite_and_a_bad_byte_are_told(run: Path) -> None:
+def test_a_loss_that_is_not_finite_and_a_bad_byte_are_reported(run: Path) -> None:
     file = run / "metrics.jsonl"
     before = file.read_bytes()
     file.write_bytes(before + b'\xff\xfe{"step"\n' + json.dumps({**records(run)[-1], "loss": None}).encode() + b"\n")

@@ -42,7 +42,7 @@ def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nodes", 0], "argument --nodes: '0' is no whole number of at least 1"),
+        (["--nodes", 0], "argument --nodes: '0' is not a whole number of at least 1"),
         (["--nodes", 1, "--gpus-per-node", -1], "--gpus-per-node is -1"),
         (["--nodes", 1, "--time", "soon"], "--time is 'soon'"),
         (["--nodes", 3, "--gpus-per-node", 1], "batch sizes do not multiply out"),

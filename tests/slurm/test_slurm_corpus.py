@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from cluster import Slurm
-from sctd.corpus.prepare.job import Wanted
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from support import until
 from texts import assert_same_corpus, documents, write
 
@@ -36,9 +36,9 @@ def source(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> str:
 def alone(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without SLURM; its tokenizer serves both."""
     folder = tmp_path_factory.mktemp("alone")
-    wanted = Wanted((source,), (16, 64), vocab_size=320, valid_fraction=0.1, shard_plan=20_000)
+    wanted = CorpusSettings((source,), (16, 64), vocab_size=320, valid_fraction=0.1, shard_plan=20_000)
     prepare(wanted, folder / "first", log=lambda line: None)
-    wanted = Wanted((source,), (16, 64), str(folder / "first"), valid_fraction=0.1, shard_plan=20_000)
+    wanted = CorpusSettings((source,), (16, 64), str(folder / "first"), valid_fraction=0.1, shard_plan=20_000)
     prepare(wanted, folder / "corpus", log=lambda line: None)
     return folder
 

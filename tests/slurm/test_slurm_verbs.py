@@ -25,5 +25,5 @@ def test_a_submitted_recipe_trains_on_two_nodes(slurm: Slurm, recipe: Path, tmp_
 def test_doctor_under_srun(slurm: Slurm, tmp_path: Path) -> None:
     command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--time=5", "sctd", "doctor", tmp_path]
     said = slurm.run(*command)
-    assert "2 ranks, gloo: each heard the one before it" in said and "ready: 0 failures" in said
+    assert "2 ranks, gloo: each received from the one before it" in said and "ready: 0 failures" in said
     assert "time limit" in said

@@ -5,104 +5,86 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sctd.cli.arguments import add_verb, positive
 from sctd.errors import UserError
 
 SOURCES = (
-    "file or glob of .txt .jsonl .parquet .arrow (plain, .gz, .xz, .zst), hf:NAME[:CONFIG[:SPLIT]], or 'embedded'; "
-    "NAME= before it gives the source a name; may be repeated"
+    "file or glob of .txt, .jsonl, .parquet or .arrow (also with .gz, .xz or .zst), hf:NAME[:CONFIG[:SPLIT]], or "
+    "'embedded'; NAME= in front names the source; may be repeated"
 )
 
 
 def add_verbs(verbs: Any) -> None:
     """Add them to the command line's."""
-    _add_prepare(verbs.add_parser("prepare", help="raw text -> tokenizer and packed rows, on one rank or many"))
-    _add_train_tokenizer(verbs.add_parser("train-tokenizer", help="raw text -> a WordPiece vocabulary"))
-    _add_inspect(verbs.add_parser("inspect", help="rows of a corpus, with masks as training will see them"))
-
-
-def _add_sources(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--source", action="append", required=True, metavar="[NAME=]SOURCE", help=SOURCES)
-    verb.add_argument("--field", default="text", help="key or column that holds the text (default %(default)s)")
-    verb.add_argument(
-        "--txt-documents",
-        choices=("blank-line", "file"),
-        default="blank-line",
-        help="what separates the documents of .txt (default %(default)s)",
-    )
-    verb.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="at faults of the data (default %(default)s)"
-    )
-    verb.add_argument("--vocab-size", type=int, default=30522, help="of a new tokenizer (default %(default)s)")
-
-
-def _add_prepare(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "prepare", "turn raw text into a tokenizer and packed rows", _prepare)
     _add_sources(verb)
     verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
+    verb.add_argument("--seq-len", default="512", metavar="N[,N]", help="tokens a row; 128,512 packs both")
+    verb.add_argument("--valid-fraction", type=float, default=0.01, help="share of documents held out")
+    verb.add_argument("--seed", type=int, default=1, help="seed of order and held-out split")
     verb.add_argument(
-        "--seq-len", default="512", metavar="N[,N]", help="tokens a row; 128,512 packs both (default %(default)s)"
-    )
-    verb.add_argument("--valid-fraction", type=float, default=0.01, help="documents held out (default %(default)s)")
-    verb.add_argument("--seed", type=int, default=1, help="of order and held-out split (default %(default)s)")
-    verb.add_argument(
-        "--weight", action="append", default=[], metavar="NAME=SHARE", help="share of a source in training"
+        "--weight", action="append", default=[], metavar="NAME=SHARE", help="share of a source in the training samples"
     )
     for key in ("documents", "tokens"):
         verb.add_argument(
-            f"--max-{key}", action="append", default=[], metavar="[NAME=]N", help=f"{key} of each source, or of one"
+            f"--max-{key}",
+            action="append",
+            default=[],
+            metavar="[NAME=]N",
+            help=f"most {key} to take of each source, or of one",
         )
-    verb.add_argument("--min-characters", type=int, default=0, help="leave out shorter documents (default %(default)s)")
+    verb.add_argument("--min-characters", type=int, default=0, help="leave out shorter documents")
     verb.add_argument(
         "--max-symbols",
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="leave out documents with a larger share of neither letters, digits nor spaces (default %(default)s)",
+        help="leave out documents with a larger share of symbols: not letters, digits or spaces",
     )
     verb.add_argument(
         "--near-duplicates",
         type=float,
         metavar="SIMILARITY",
-        help="leave out documents that are at least so similar to an earlier one, such as 0.8",
+        help="leave out documents with this Jaccard similarity to an earlier one or more, such as 0.8",
     )
-    verb.add_argument(
-        "--shard-plan", default="64MB", metavar="SIZE", help="text in a piece of work (default %(default)s)"
-    )
-    verb.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default 1)")
+    verb.add_argument("--shard-plan", default="64MB", metavar="SIZE", help="text in one piece of work")
+    verb.add_argument("--workers", type=positive, metavar="N", help="processes on this machine (default 1)")
     verb.epilog = "Under mpirun or `srun --mpi=pmix` all ranks share the work."
-    verb.set_defaults(call=_prepare)
 
-
-def _add_train_tokenizer(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "train-tokenizer", "learn a WordPiece vocabulary", _train_tokenizer)
     _add_sources(verb)
     verb.add_argument("--out", required=True, type=Path, help="folder of the tokenizer")
     verb.add_argument("--cased", action="store_true", help="keep upper case and accents")
-    verb.add_argument(
-        "--sample", default="1GB", metavar="SIZE", help="text to learn from, spread over the sources (default 1GB)"
-    )
-    verb.add_argument("--seed", type=int, default=1, help="of the sample (default %(default)s)")
-    verb.set_defaults(call=_train_tokenizer)
+    verb.add_argument("--sample", default="1GB", metavar="SIZE", help="text to learn from, spread over the sources")
+    verb.add_argument("--seed", type=int, default=1, help="seed of the sample")
 
-
-def _add_inspect(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "inspect", "show rows of a corpus, masked as training will see them", _inspect)
     verb.add_argument("corpus", type=Path, help="folder made by `sctd prepare`")
-    verb.add_argument("--rows", type=int, default=3, help="how many (default %(default)s)")
-    verb.add_argument("--seq-len", type=int, help="which rows, where there are two lengths (default: the longest)")
-    verb.add_argument("--split", choices=("train", "valid"), default="train", help="(default %(default)s)")
-    verb.add_argument("--seed", type=int, default=1, help="run.seed of the training (default %(default)s)")
-    verb.set_defaults(call=_inspect)
+    verb.add_argument("--rows", type=int, default=3, help="rows to show")
+    verb.add_argument("--seq-len", type=int, help="row length, if the corpus has several (default: the longest)")
+    verb.add_argument("--split", choices=("train", "valid"), default="train", help="which rows")
+    verb.add_argument("--seed", type=int, default=1, help="run.seed of the training")
+
+
+def _add_sources(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--source", action="append", required=True, metavar="[NAME=]SOURCE", help=SOURCES)
+    verb.add_argument("--field", default="text", help="key or column that holds the text")
+    verb.add_argument(
+        "--txt-documents", choices=("blank-line", "file"), default="blank-line", help="what separates documents in .txt"
+    )
+    verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at bad data")
+    verb.add_argument("--vocab-size", type=int, default=30522, help="size of a new tokenizer")
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from sctd.corpus.prepare.job import Wanted, parse_bytes
     from sctd.corpus.prepare.prepare import prepare
+    from sctd.corpus.prepare.settings import CorpusSettings, parse_bytes
     from sctd.corpus.prepare.team import team
     from sctd.corpus.sources.clean import Cleaning
     from sctd.corpus.sources.source import Form
 
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: must be at least 1")
-    wanted = Wanted(
+    settings = CorpusSettings(
         sources=tuple(args.source),
         seq_lens=_lengths(args.seq_len),
         tokenizer=args.tokenizer,
@@ -118,7 +100,7 @@ def _prepare(args: argparse.Namespace) -> None:
         shard_plan=parse_bytes(args.shard_plan),
         on_error=args.on_error,
     )
-    prepare(wanted, args.out, team(args.workers, os.environ))
+    prepare(settings, args.out, team(args.workers, os.environ))
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -129,8 +111,8 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:
-    from sctd.corpus.prepare.job import parse_bytes
     from sctd.corpus.prepare.learn import learn
+    from sctd.corpus.prepare.settings import parse_bytes
     from sctd.corpus.sources.source import Form
 
     form, sample = Form(args.field, args.txt_documents), parse_bytes(args.sample)

@@ -1,10 +1,12 @@
 """The verbs that come after training: finetune, probe, drift, ablate, report."""
 
 import argparse
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
 
+from sctd.cli.arguments import add_recipe, add_verb
 from sctd.errors import UserError
 
 _LIBRARIES = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval"}
@@ -14,14 +16,7 @@ _DATA = "folder with the tasks' files in their usual forms; default: the hub"
 
 def add_verbs(verbs: Any) -> None:
     """Add them to the command line's."""
-    _add_finetune(verbs.add_parser("finetune", help="fine-tune a checkpoint on tasks, over seeds"))
-    _add_probe(verbs.add_parser("probe", help="what each layer of checkpoints knows"))
-    _add_drift(verbs.add_parser("drift", help="semantic drift over the checkpoints of runs"))
-    _add_ablate(verbs.add_parser("ablate", help="run or submit one of the paper's ablations, and collect it"))
-    _add_report(verbs.add_parser("report", help="runs and their evaluations as one page, with tables"))
-
-
-def _add_finetune(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "finetune", "fine-tune a checkpoint on tasks, over several seeds", _finetune)
     verb.add_argument("checkpoint", help=_CHECKPOINT)
     verb.add_argument(
         "--task",
@@ -30,7 +25,7 @@ def _add_finetune(verb: argparse.ArgumentParser) -> None:
         help="name, suite (glue, superglue, squad, ner, semantic) or YAML; repeat it",
     )
     verb.add_argument("--data-dir", type=Path, help=_DATA)
-    verb.add_argument("--seeds", type=int, default=5, help="fine-tunings of each setting (default %(default)s)")
+    verb.add_argument("--seeds", type=int, default=5, help="fine-tunings of each setting")
     verb.add_argument("--grid", action="store_true", help="over LR 1e-5 2e-5 3e-5 5e-5 and batch 12 16 32")
     verb.add_argument("--shots", type=int, metavar="K", help="train on K examples of each class")
     verb.add_argument("--lr", type=float, help="peak learning rate (default: the task's)")
@@ -41,59 +36,47 @@ def _add_finetune(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--out", type=Path, help="folder of the results (default: RUN/evaluation/step-N)")
     verb.add_argument("--cell", type=int, metavar="N", help="run the N-th fine-tuning alone, from 0")
     verb.add_argument("--count", action="store_true", help="print how many fine-tunings there are, and stop")
-    verb.epilog = "What is finished is not run again; called again, it goes on and prints the table."
-    verb.set_defaults(call=_finetune)
+    verb.epilog = "What is finished is not run again; called again, it continues and prints the table."
 
-
-def _add_probe(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "probe", "measure what each layer of a checkpoint knows", _probe)
     verb.add_argument("checkpoints", nargs="+", metavar="checkpoint", help=_CHECKPOINT)
     verb.add_argument("--task", action="append", required=True, help="tense, subj_number, or a file in SentEval's form")
     verb.add_argument("--data-dir", type=Path, help="folder with past_present.txt and subj_number.txt")
-    verb.add_argument(
-        "--pooling", choices=("mean", "cls"), default="mean", help="sentence representation (default %(default)s)"
-    )
+    verb.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="sentence representation")
     verb.add_argument("--out", type=Path, help="folder of the results, for one checkpoint outside a run")
     verb.add_argument("--picture", type=Path, metavar="FILE", help="the curves of all checkpoints (.png, .svg, .pdf)")
-    verb.set_defaults(call=_probe)
 
-
-def _add_drift(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "drift", "measure semantic drift over the checkpoints of runs", _drift)
     verb.add_argument("runs", nargs="+", metavar="run", type=Path, help="folder of a pretraining run")
     verb.add_argument("--corpus", type=Path, help="its held-out rows are the sentences (default: the first run's)")
-    verb.add_argument("--sentences", type=int, default=1000, help="so many (default %(default)s)")
+    verb.add_argument("--sentences", type=int, default=1000, help="so many")
     verb.add_argument(
         "--encoder",
         default="sentence-transformers/all-MiniLM-L6-v2",
-        help="sentence-transformers folder, hub id, or a package that carries a model (default %(default)s)",
+        help="sentence-transformers folder, hub id, or a package that carries a model",
     )
     verb.add_argument("--picture", type=Path, metavar="FILE", help="the curves of all runs (.png, .svg, .pdf)")
-    verb.set_defaults(call=_drift)
 
-
-def _add_ablate(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "ablate", "run or submit one of the paper's ablations, and collect its results", _ablate)
     verb.add_argument("kind", help="objectives (Table 4), lambda (Figure 7), interval (Table 5), selection")
-    verb.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any config key")
+    add_recipe(verb)
     verb.add_argument("--out", type=Path, help="folder of the runs (default: runs/ablate-KIND)")
-    verb.add_argument("--ranks", type=int, default=1, help="processes of this machine for a run (default %(default)s)")
+    verb.add_argument("--ranks", type=int, default=1, help="processes of this machine for a run")
     verb.add_argument("--nodes", type=int, help="submit each run to SLURM on so many nodes instead")
-    verb.add_argument("--gpus-per-node", type=int, default=8, help="with --nodes (default %(default)s)")
-    verb.add_argument("--time", default="24:00:00", help="with --nodes, limit of a job (default %(default)s)")
+    verb.add_argument("--gpus-per-node", type=int, default=8, help="with --nodes")
+    verb.add_argument("--time", default="24:00:00", help="with --nodes, limit of a job")
     verb.add_argument("--task", action="append", default=[], help="fine-tune each run on it, as `sctd finetune` does")
     verb.add_argument("--data-dir", type=Path, help=_DATA)
-    verb.add_argument("--seeds", type=int, default=5, help="of the fine-tuning (default %(default)s)")
+    verb.add_argument("--seeds", type=int, default=5, help="of the fine-tuning")
     verb.add_argument("--dry-run", action="store_true", help="write and print the recipes, and run nothing")
-    verb.epilog = "What is finished is not run again; called again, it goes on and prints the table."
-    verb.set_defaults(call=_ablate)
+    verb.epilog = "What is finished is not run again; called again, it continues and prints the table."
 
-
-def _add_report(verb: argparse.ArgumentParser) -> None:
+    verb = add_verb(verbs, "report", "write one page about runs and their evaluations, with tables", _report)
     verb.add_argument(
         "folders", nargs="+", metavar="folder", type=Path, help="runs, folders of ablations, and --out of evaluations"
     )
-    verb.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default %(default)s)")
-    verb.add_argument("--title", default="Pretraining report", help="its heading (default: %(default)s)")
-    verb.set_defaults(call=_report)
+    verb.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    verb.add_argument("--title", default="Pretraining report", help="its heading")
 
 
 def require_libraries(**more: str) -> None:
@@ -104,21 +87,10 @@ def require_libraries(**more: str) -> None:
 
 def _finetune(args: argparse.Namespace) -> None:
     require_libraries()
-    from sctd.evaluate.finetune.finetune import Wanted, finetune
+    from sctd.evaluate.finetune.finetune import Options, finetune
 
-    wanted = Wanted(
-        tasks=tuple(args.task),
-        data_dir=args.data_dir,
-        seeds=args.seeds,
-        grid=args.grid,
-        shots=args.shots,
-        lr=args.lr,
-        batch_size=args.batch_size,
-        steps=args.steps,
-        epochs=args.epochs,
-        max_length=args.max_length,
-    )
-    finetune(args.checkpoint, wanted, args.out, args.cell, args.count)
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options) if field.name != "tasks"}
+    finetune(args.checkpoint, Options(tuple(args.task), **given), args.out, args.cell, args.count)
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -138,10 +110,11 @@ def _drift(args: argparse.Namespace) -> None:
 def _ablate(args: argparse.Namespace) -> int:
     if args.task:
         require_libraries()
-    from sctd.evaluate.ablate.ablate import Machine, Scoring, ablate
+    from sctd.evaluate.ablate.ablate import Machine, ablate
+    from sctd.evaluate.finetune.finetune import Options
 
     machine = Machine(args.ranks, args.nodes, args.gpus_per_node, args.time)
-    scoring = Scoring(tuple(args.task), args.data_dir, args.seeds)
+    scoring = Options(tuple(args.task), args.data_dir, args.seeds)
     return ablate(args.kind, args.recipe, args.overrides, args.out, machine, scoring, args.dry_run)
 
 

@@ -19,15 +19,15 @@ from sctd.train.keep.checkpoint import checkpoint_folder, newest_whole, read_man
 from sctd.train.keep.export import read_run
 from sctd.train.keep.metrics import LOSSES, read_metrics
 
-# What another number of ranks may change in a loss, by adding the same gradients in another order.
+# How far a loss may move on another number of ranks, which adds the same gradients in another order.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
-_KEYS = ("step", "phase", *LOSSES, "lr", "samples", "ledger")
-_PATIENCE = 600.0  # seconds for the first checkpoint
+_DATA = ("step", "phase", "samples", "ledger")
+_PATIENCE = 600.0  # seconds until the first checkpoint
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far a run ended from another; all zero and `same_data` where they are bit for bit the same."""
+class Deviation:
+    """How far two runs ended from each other; `bitwise`: not at all."""
 
     losses: float
     weights: float
@@ -36,10 +36,10 @@ class Difference:
 
 
 def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_ranks: int, steps: int) -> bool:
-    """Train, SIGKILL after a checkpoint, resume for `steps` more, and compare with a run that was left alone.
+    """Train, SIGKILL after a checkpoint, resume for `steps` more, and compare with an uninterrupted run.
 
-    On another number of ranks the data must be the same and the losses within rounding; on the same number everything
-    must be equal, bit for bit. Runs and logs stay in `run.dir`.
+    On another number of ranks the data must be the same and the losses equal within rounding; on the same number
+    everything must be equal, bit for bit. Runs and logs stay in `run.dir`.
 
     Raises:
         UserError: a folder that is in use, a recipe too short to be killed in, or a run that failed.
@@ -47,64 +47,78 @@ def verify_resume(recipe: str, overrides: Sequence[str], ranks: int, resume_rank
     elastic = ranks != resume_ranks
     # Attention's dropout is drawn for each rank; everything else that is random belongs to the rows.
     overrides = [*overrides, *(["model.attention_dropout=0"] if elastic else [])]
-    # So few steps would lie in a full start: what drops is to be proved.
+    # So few steps would all be in a full start; the proof is about steps that drop.
     overrides = ["schedule.full_start=0", "schedule.full_finish=0", *overrides]
     config = load_config(recipe, overrides)
-    if 2 * steps > config.train.steps:
-        raise UserError(
-            f"train.steps is {config.train.steps}, but the proof needs {2 * steps}: raise it, or lower --steps"
-        )
+    _check_length(config.train.steps, 2 * steps)
     folder = Path(config.run.dir)
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"run.dir {folder} is not empty: verify-resume makes its own runs there, choose another")
+        raise UserError(f"run.dir {folder} is not empty: verify-resume makes its own runs there, choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    common = [*overrides, "train.log_every=1", f"train.save_every={steps}", "run.examples=[]"]
+    common = [recipe, *overrides, "train.log_every=1", f"train.save_every={steps}", "run.examples=[]"]
 
     killed, whole = folder / "killed", folder / "whole"
-    print(f"1/3  {ranks} ranks to step {steps} or a little beyond, ended by SIGKILL")
-    _kill_after_checkpoint([recipe, *common, f"run.dir={killed}"], ranks, killed, steps)
+    print(f"1/3  {ranks} ranks to step {steps} or soon after, ended by SIGKILL")
+    _kill_after_checkpoint([*common, f"run.dir={killed}"], ranks, killed, steps)
     path = newest_whole(killed)
     assert path is not None
     start = read_manifest(path)["step"]
-    precision = read_run(killed).train.precision  # what `auto` chose, which it may not choose again
+    precision = read_run(killed).train.precision  # what `auto` chose; it might choose another the next time
     goal = start + steps
-    if goal > config.train.steps:
-        raise UserError(f"train.steps is {config.train.steps}, but the proof needs {goal}: raise it")
+    _check_length(config.train.steps, goal)
+    common.append(f"train.stop_at={goal}")
     print(f"2/3  resumed at step {start} on {resume_ranks} ranks, to step {goal}")
-    _run([recipe, *common, f"run.dir={killed}", f"train.stop_at={goal}", "--resume"], resume_ranks, killed)
+    _run([*common, f"run.dir={killed}", "--resume"], resume_ranks, killed)
     print(f"3/3  {ranks} ranks to step {goal} without interruption")
-    same = f"train.precision={precision}"
-    _run([recipe, *common, same, f"run.dir={whole}", f"train.stop_at={goal}"], ranks, whole)
-    return _judge(compare(killed, whole), elastic, precision)
+    _run([*common, f"train.precision={precision}", f"run.dir={whole}"], ranks, whole)
+
+    found, tolerance = compare(killed, whole), _TOLERANCE[precision]
+    good = found.same_data and (found.losses <= tolerance if elastic else found.bitwise)
+    print(f"data       {'the same rows in the same order' if found.same_data else 'DIFFERENT'}")
+    for name, value in (("losses", found.losses), ("parameters", found.weights)):
+        print(f"{name:10} {'bit for bit the same' if found.bitwise else f'within {value:.2g}'}")
+    wanted = f"losses within {tolerance:g} on another number of ranks" if elastic else "all bit for bit the same"
+    print(f"{'OK' if good else 'FAILED'}: {wanted}")
+    return good
 
 
-def compare(run: Path, other: Path) -> Difference:
+def _check_length(available: int, needed: int) -> None:
+    if needed > available:
+        raise UserError(f"train.steps is {available}, but the proof needs {needed}: raise it, or lower --steps")
+
+
+def compare(run: Path, other: Path) -> Deviation:
     """Two finished runs: their metrics step by step, and the parameters of their newest checkpoints."""
-    left, right = ([[record[key] for key in _KEYS] for record in read_metrics(path)] for path in (run, other))
+    left, right = read_metrics(run), read_metrics(other)
     one, two = (read_weights(path) for path in map(newest_whole, (run, other)) if path is not None)
-    places = [_KEYS.index(key) for key in LOSSES]
-    pairs = [(a[place], b[place]) for a, b in zip(left, right, strict=False) for place in places]
-    losses = max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=0.0)
-    bitwise = left == right and one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
-    weights = max(float((one[name] - two[name]).abs().max()) for name in one)
-    data = [_KEYS.index(key) for key in ("step", "phase", "samples", "ledger")]
-    same_data = [[row[place] for place in data] for row in left] == [[row[place] for place in data] for row in right]
-    return Difference(losses, weights, same_data, bitwise)
+    pairs = [(a[key], b[key]) for a, b in zip(left, right, strict=False) for key in LOSSES]
+
+    def same(*keys: str) -> bool:
+        return [[record[key] for key in keys] for record in left] == [[record[key] for key in keys] for record in right]
+
+    return Deviation(
+        losses=max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=0.0),
+        weights=max(float((one[name] - two[name]).abs().max()) for name in one),
+        same_data=same(*_DATA),
+        bitwise=same(*_DATA, *LOSSES, "lr") and one.keys() == two.keys() and all(one[n].equal(two[n]) for n in one),
+    )
 
 
 def start(arguments: Sequence[Any], ranks: int, log: Path) -> "subprocess.Popen[bytes]":
-    """`sctd pretrain ARGUMENTS` on so many processes of this machine, with what they say appended to `log`."""
+    """`sctd pretrain ARGUMENTS` on so many processes of this machine, their output appended to `log`."""
     command = [sys.executable, "-m", "sctd"]
     if ranks > 1:
         launcher = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
         command = [sys.executable, "-m", *launcher, "-m", "sctd"]
+    command += ["pretrain", *map(str, arguments)]
+    # What another job's launcher says of this process is not about the run.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI"))}
     with log.open("ab") as out:
-        command += ["pretrain", *map(str, arguments)]
-        return subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        return subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL to a process and all below it, at one moment."""
+    """SIGKILL to a process and all its descendants, at one moment."""
     parent = psutil.Process(process.pid)
     for one in [parent, *parent.children(recursive=True)]:
         try:
@@ -112,10 +126,6 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait()
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI"))}
 
 
 def _kill_after_checkpoint(arguments: Sequence[Any], ranks: int, run_dir: Path, steps: int) -> None:
@@ -127,7 +137,7 @@ def _kill_after_checkpoint(arguments: Sequence[Any], ranks: int, run_dir: Path, 
             kill(process)
             raise UserError(f"no checkpoint of step {steps} after {_PATIENCE:.0f} s: lower --steps; see {log}")
         time.sleep(0.01)
-    time.sleep(random.uniform(0.0, 0.5))  # a moment of any kind, a save included
+    time.sleep(random.uniform(0.0, 0.5))  # any moment, during a save too
     if process.poll() is not None:
         raise UserError(f"the run ended with exit code {process.returncode} before it could be killed: see {log}")
     kill(process)
@@ -139,14 +149,3 @@ def _run(arguments: Sequence[Any], ranks: int, run_dir: Path) -> None:
     if code != 0:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"the run ended with exit code {code}: {' '.join(last)}; see {log}")
-
-
-def _judge(found: Difference, elastic: bool, precision: str) -> bool:
-    tolerance = _TOLERANCE[precision]
-    good = found.same_data and (found.losses <= tolerance if elastic else found.bitwise)
-    print(f"data       {'the same rows in the same order' if found.same_data else 'DIFFERENT'}")
-    for name, value in (("losses", found.losses), ("parameters", found.weights)):
-        print(f"{name:10} {'bit for bit the same' if found.bitwise else f'within {value:.2g}'}")
-    asked = f"losses within {tolerance:g} on another number of ranks" if elastic else "all bit for bit the same"
-    print(f"{'OK' if good else 'FAILED'}: {asked}")
-    return good

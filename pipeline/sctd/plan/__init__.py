@@ -1,1 +1,1 @@
-"""What a run would need and how fast it would go, predicted from shapes and data sheets: no GPU, no corpus."""
+"""Memory, time and cost of a run, predicted from shapes and data sheets: no GPU, no corpus."""

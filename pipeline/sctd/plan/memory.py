@@ -1,40 +1,42 @@
 """Bytes that training takes on each GPU, part by part.
 
 Parameters, gradients and optimizer states follow the engine: ZeRO-0 keeps float32 parameters and runs under autocast,
-the other stages keep 16-bit ones and float32 masters; gradients are summed in float32. Activations are counted tensor
-by tensor: what each operation of the model keeps for its backward.
+the other stages keep 16-bit parameters and float32 copies; gradients are summed in float32. Activations are counted
+tensor by tensor: what each operation of the model keeps for its backward.
 
 Legend: S positions a row, Q queries and C context of a layer, M predicted positions, D hidden size, E inner size,
 H heads, V vocabulary, N parameters.
 """
 
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 
+import torch
+
+from sctd.model.bert import Bert
 from sctd.model.shape import BertShape
 from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
-from sctd.plan.steps import Step
+from sctd.plan.workload import Step
 
 STAGES = (0, 1, 2, 3)
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once
 _LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps gathered
 _FLOAT = 4
-_FACTS = 2 * _FLOAT  # of a norm: mean and deviation of a position
+_MOMENTS = 2 * _FLOAT  # of a norm: mean and deviation at a position
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of an element: `product` in matrix products, `hidden` in the states between them.
-
-    Where they differ (autocast), each product copies its input.
-    """
+    """Bytes of an element: `product` in matrix products, `hidden` in the states between them."""
 
     product: int
     hidden: int
 
     @property
     def casts(self) -> bool:
+        """Whether each product copies its input to another dtype, as autocast does."""
         return self.product != self.hidden
 
 
@@ -49,9 +51,9 @@ class Memory:
     """Bytes on one GPU at the peak of a step, by part."""
 
     parameters: float
-    masters: float
+    float32_copies: float
     gradients: float
-    optimizer: float
+    optimizer_states: float
     activations: float
     logits: float
     buffers: float
@@ -61,21 +63,15 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self))
 
 
+@functools.cache
 def parameter_count(shape: BertShape) -> int:
-    """N, exactly; the head shares the word embeddings."""
-    width, inner, vocab = shape.hidden_size, shape.intermediate_size, shape.vocab_size
-    if shape.is_modern:  # two norms a layer but one in the first, and those of embeddings, head and last states
-        layer = 4 * width * width + 3 * width * inner + 2 * width
-        return (vocab + 2) * width + shape.layers * layer + width * width + vocab
-    embeddings = (vocab + shape.max_positions + 2) * width + 2 * width
-    attention = 4 * width * (width + 1)
-    feed_forward = 2 * width * inner + inner + width
-    head = width * (width + 1) + 2 * width + vocab
-    return embeddings + shape.layers * (attention + feed_forward + 4 * width) + head
+    """N; the output embeddings are the word embeddings."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Bert(shape).parameters())
 
 
 def matrix_parameters(shape: BertShape) -> int:
-    """Those of N that stand in the matrices of the layers."""
+    """How many of N are in the matrices of the layers."""
     inner = (3 if shape.is_modern else 2) * shape.intermediate_size
     return shape.layers * shape.hidden_size * (4 * shape.hidden_size + inner)
 
@@ -83,75 +79,66 @@ def matrix_parameters(shape: BertShape) -> int:
 def memory(
     steps: Iterable[Step], gpus: int, stage: int, precision: str, micro_batch: int, muon: bool = False
 ) -> Memory:
-    """The peak over the kinds of steps, with the Triton kernels.
+    """That of the kind of step that takes most, with the Triton kernels.
 
     Args:
         micro_batch: rows that a GPU runs at once.
-        muon: whether Muon moves the layers' matrices, with one moment where AdamW has two.
+        muon: whether Muon updates the layers' matrices, with one moment instead of AdamW's two.
     """
-    found = (_of_step(step, gpus, stage, precision, micro_batch, muon) for step in steps)
+    found = (_step_memory(step, gpus, stage, precision, micro_batch, muon) for step in steps)
     return max(found, key=lambda taken: taken.total)
 
 
-def _of_step(step: Step, gpus: int, stage: int, precision: str, micro_batch: int, muon: bool) -> Memory:
+def _step_memory(step: Step, gpus: int, stage: int, precision: str, micro_batch: int, muon: bool) -> Memory:
     work, phase, keep = step
     count, store = parameter_count(work.shape), storage_of(precision, stage)
-    low = store.product
-    part = 1 if stage == 0 else gpus
+    low, part = store.product, 1 if stage == 0 else gpus
+    # Stages 0 and 1 keep the whole float32 sum on every GPU, stage 1 also the 16-bit gradients of the micro-batch.
+    gradients = _FLOAT / gpus if stage >= 2 else _FLOAT + (low if stage == 1 and low < _FLOAT else 0)
     return Memory(
         parameters=count * (_FLOAT if stage == 0 else low) / (gpus if stage == 3 else 1),
-        masters=0 if stage == 0 else _FLOAT * count / part,
-        gradients=_gradients(count, gpus, stage, low),
-        optimizer=_FLOAT * (2 * count - (matrix_parameters(work.shape) if muon else 0)) / part,
+        float32_copies=0 if stage == 0 else _FLOAT * count / part,
+        gradients=count * gradients,
+        optimizer_states=_FLOAT * (2 * count - (matrix_parameters(work.shape) if muon else 0)) / part,
         activations=micro_batch * saved(work, phase, keep, store),
-        logits=micro_batch * logits(work, phase, store),
-        buffers=_fixed_buffers(count, stage, precision) + micro_batch * _working_set(work, phase, keep, store),
+        # Of every path, and the gradient of one.
+        logits=micro_batch * (work.heads(phase) + 1) * work.targets * work.shape.vocab_size * low,
+        buffers=_fixed_buffers(count, stage, precision, store) + micro_batch * _working_set(work, phase, keep, store),
     )
 
 
 def largest_micro_batch(
     steps: Collection[Step], gpus: int, stage: int, precision: str, usable: float, muon: bool = False
 ) -> int:
-    """Rows that fit into `usable` bytes, 0 where not one does."""
+    """Rows that fit into `usable` bytes; 0 if not even one does."""
     empty, one = (memory(steps, gpus, stage, precision, rows, muon).total for rows in (0, 1))
     return max(0, int((usable - empty) // (one - empty)))
 
 
-def _gradients(count: int, gpus: int, stage: int, low: int) -> float:
-    """Stages 0 and 1 sum all of them on every GPU; beside the float32 sum stand those of the micro-batch at hand."""
+def _fixed_buffers(count: int, stage: int, precision: str, store: Storage) -> float:
+    """Copies of the weights in the dtype of the products, and the buckets in which gradients are reduced."""
     if stage == 0:
-        return _FLOAT * count
-    if stage == 1:
-        return _FLOAT * count + (low * count if low < _FLOAT else 0)
-    return _FLOAT * count / gpus
-
-
-def _fixed_buffers(count: int, stage: int, precision: str) -> float:
-    """Copies of the weights in the products' dtype, and what the reduction of gradients works in."""
-    store = storage_of(precision, stage)
-    low = store.product
-    if stage == 0:
-        return (low * count if store.casts else 0) + _FLOAT * min(count, _BUCKET)
-    if stage == 1:  # of DeepSpeed's two optimizers for it, bf16 gets the one that flattens what there is
-        return (_FLOAT + low) * min(count, _BUCKET) if precision == "bf16" else _FLOAT * _BUCKET
-    return low * _BUCKET + (low * min(count, _LIVE) if stage == 3 else 0)  # a bucket of full size, whatever N is
+        return (store.product * count if store.casts else 0) + _FLOAT * min(count, _BUCKET)
+    if stage == 1:  # DeepSpeed has two optimizers for it; bf16 gets the one whose bucket is no larger than N
+        return (_FLOAT + store.product) * min(count, _BUCKET) if precision == "bf16" else _FLOAT * _BUCKET
+    return store.product * (_BUCKET + (min(count, _LIVE) if stage == 3 else 0))  # a bucket of full size for any N
 
 
 def saved(work: StepFlops, phase: Phase, keep: int, store: Storage, plain: bool = False) -> float:
-    """Bytes that one row's forward keeps for its backward, the logits apart.
+    """Bytes that the forward of one row keeps for the backward, without the logits.
 
     Args:
-        plain: whether the torch kernels run, which store what the Triton kernels work out again: dropout masks, and the
-            GELU in a GeGLU.
+        plain: whether the torch kernels run, which store what the Triton kernels recompute: dropout masks, and the GELU
+            in a GeGLU.
     """
     width, layers = work.shape.hidden_size, work.layers(phase, keep)
     if work.recompute:
         kept = [float(_inputs(work, *layer) * store.hidden) for layer in layers]
     else:
         kept = [layer_saved(work, *layer, store, plain) for layer in layers]
-    norm = width * store.hidden + _FACTS
+    norm = width * store.hidden + _MOMENTS
     ends = work.length * (norm + 8)
-    if work.shape.is_modern:  # a norm behind the last layer, and none before the first one's attention
+    if work.shape.is_modern:  # a norm after the last layer, and none before the first attention
         ends += work.heads(phase) * work.outputs * norm - (0 if work.recompute else work.length * norm)
     head = work.targets * (3 * width * store.product + norm + 8)
     alignment = 0
@@ -164,7 +151,7 @@ def layer_saved(work: StepFlops, queries: int, context: int, store: Storage, pla
     """Bytes that one layer keeps of one row."""
     shape = work.shape
     width, inner, product = shape.hidden_size, shape.intermediate_size, store.product
-    norm = width * store.hidden + _FACTS
+    norm = width * store.hidden + _MOMENTS
     entering = _inputs(work, queries, context)
     inputs = ((queries + context) * width if store.casts else entering) * product
     attention = 2 * (queries + context) * width * product + queries * shape.heads * _FLOAT
@@ -176,18 +163,13 @@ def layer_saved(work: StepFlops, queries: int, context: int, store: Storage, pla
     return inputs + attention + queries * (width + 2 * inner) * product + 2 * queries * (norm + masks)
 
 
-def logits(work: StepFlops, phase: Phase, store: Storage) -> float:
-    """Bytes of one row's logits, and of the gradient of one path's."""
-    return (work.heads(phase) + 1) * work.targets * work.shape.vocab_size * store.product
-
-
 def _inputs(work: StepFlops, queries: int, context: int) -> int:
     """Elements that enter a layer; queries that are their own context enter once."""
     return (queries if queries == context else queries + context) * work.shape.hidden_size
 
 
 def _working_set(work: StepFlops, phase: Phase, keep: int, store: Storage) -> float:
-    """What the backward of one layer holds for a while: its gradients, and its activations where it ran again."""
+    """What the backward of one layer holds meanwhile: its gradients, and its activations if they are recomputed."""
     shape = work.shape
     inner = (3 if shape.is_modern else 2) * shape.intermediate_size
     gradients = work.length * (inner + 4 * shape.hidden_size) * store.product

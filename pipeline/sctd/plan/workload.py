@@ -1,17 +1,18 @@
-"""The kinds of optimizer steps that a run has, and how often each occurs."""
+"""What a run computes: the kinds of its optimizer steps, and how often each occurs."""
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 from sctd.config import Config
 from sctd.data.masking import mask_share
-from sctd.model.shape import BertShape
-from sctd.objective.build import build_hook
+from sctd.objective.build import build_hook, shape_of
 from sctd.objective.flops import StepFlops, step_flops
 from sctd.objective.schedule import Phase
 
 _SAMPLES = 1000  # of the schedule of K
+_VOCABULARY = 30522  # BERT's, if neither recipe nor corpus says
 
 
 class Step(NamedTuple):
@@ -22,9 +23,30 @@ class Step(NamedTuple):
     keep: int
 
 
-def shares(config: Config, shape: BertShape, length: int) -> dict[Step, float]:
-    """The kinds on rows of `length` tokens, in the order of their first steps, with their shares of all steps; a K that
-    grows is sampled."""
+@dataclass(frozen=True)
+class Workload:
+    """`steps`: the kinds, in the order in which they begin, with their shares of all steps."""
+
+    config: Config
+    steps: dict[Step, float]
+
+    @property
+    def work(self) -> StepFlops:
+        """Of the first step; shape, length and recomputation are the same in all."""
+        return next(iter(self.steps)).work
+
+    def mean(self) -> float:
+        """Model FLOPs of a row, over the schedule."""
+        return sum(share * work.row(phase, keep) for (work, phase, keep), share in self.steps.items())
+
+    def executed(self) -> float:
+        """The same for all that is computed, recomputation included."""
+        return sum(share * work.hardware_row(phase, keep) for (work, phase, keep), share in self.steps.items())
+
+
+def make_workload(config: Config, length: int) -> Workload:
+    """The workload of a recipe on rows of `length` tokens; a K that grows is sampled."""
+    shape = shape_of(config, config.model.vocab_size or _VOCABULARY)
     hook, masked, end = build_hook(config, length), mask_share(config), config.train.steps + 1
     found: defaultdict[Step, float] = defaultdict(float)
     for first, behind in pairwise(sorted({*hook.phase.starts, *masked.starts, end})):
@@ -38,4 +60,4 @@ def shares(config: Config, shape: BertShape, length: int) -> dict[Step, float]:
             else:
                 found[Step(work, Phase.DROP, keep)] += share * (1 - aligned)
                 found[Step(work, Phase.ALIGN, keep)] += share * aligned
-    return {step: share for step, share in found.items() if share}
+    return Workload(config, {step: share for step, share in found.items() if share})
