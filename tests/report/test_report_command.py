@@ -20,12 +20,12 @@ from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablate.ablations import ABLATIONS, describe
 from sctd.objective.flops import flops_until
-from sctd.report.arms import group, partners
-from sctd.report.document import Picture
+from sctd.present.pictures import Picture
 from sctd.report.gather import gather
-from sctd.report.losses import loss_section
+from sctd.report.groups import group, partners
 from sctd.report.report import sections_of
 from sctd.report.summary import tiles
+from sctd.report.training import loss_section
 from sctd.train.keep.export import read_run, record_at
 from support import records
 
@@ -87,7 +87,7 @@ def test_the_page_stands_for_itself_and_has_everything(whole_report: Path) -> No
 
 def test_costs_are_those_on_record_and_flops_those_of_the_steps(runs: Runs, tmp_path: Path) -> None:
     out, places = tmp_path / "r.html", {name: runs(name) for name in ("baseline", "sctd")}
-    said = undrawn(out, *places.values())
+    undrawn(out, *places.values())
     rows, hours, flops = table(out, "cost"), {}, {}
     for name, label in (("baseline", "baseline"), ("sctd", "SCTD")):
         last, config = records(places[name])[-1], read_run(places[name])
@@ -100,10 +100,11 @@ def test_costs_are_those_on_record_and_flops_those_of_the_steps(runs: Runs, tmp_
     clock, work = (of["sctd"] / of["baseline"] - 1 for of in (hours, flops))
     assert float(rows["SCTD"]["hours vs. baseline"]) == pytest.approx(clock, rel=1e-5)
     assert float(rows["SCTD"]["FLOPs vs. baseline"]) == pytest.approx(work, rel=1e-5)
-    assert f"{abs(100 * clock):.1f} % {'less' if clock <= 0 else 'more'} time" in said
-    assert (
-        f"{abs(100 * work):.1f} % fewer FLOPs than the baseline. In the paper it takes 14 % (large) and 9.2 %" in said
-    )
+    compared = table(out, "comparisons")["SCTD against baseline"]
+    assert float(compared["time"]) == pytest.approx(clock, rel=1e-5)
+    assert float(compared["FLOPs"]) == pytest.approx(work, rel=1e-5) and work < 0
+    theirs = [float(rows[f"paper, {size}: SCTD"]["hours vs. baseline"]) for size in ("large", "base")]
+    assert theirs == [-0.14, -0.092]
     assert float(rows["paper, base: token drop"]["hours vs. baseline"]) == -0.15
     loss = table(out, "held-out-loss")
     last = {name: records(place)[-1]["valid_loss"] for name, place in places.items()}
@@ -165,13 +166,15 @@ def test_differences_are_tested(evaluated: tuple[Path, Path], tmp_path: Path) ->
     assert (rows["RTE acc."]["paper, base"], rows["RTE acc."]["sign"]) == ("1.8", "same")
     assert (rows["CoLA Mcc."]["paper, base"], rows["CoLA Mcc."]["sign"]) == ("2.8", "other")
     assert (rows["MRPC acc."]["paper, base"], rows["MRPC acc."]["sign"]) == ("0", "–")
-    assert "SCTD against baseline: higher on 1 and lower on 2 of 3 tasks, by +0.67 points on average" in said
-    assert "which so few differences cannot bring below 0.05" in said
+    compared = table(out, "comparisons")["SCTD against baseline"]
+    assert [compared[key] for key in ("tasks", "higher", "lower", "significant")] == ["3", "1", "2", "0"]
+    assert f"{float(compared['points']):+.2f}" == "+0.67" and float(compared["points: p"]) > 0.05
+    assert f"{float(compared['paper, base']):+.2f}" == "+1.53"
+    assert "| 1 of 2 |" in said, "signs that agree, of tasks where both differences are not 0"
     assert (
-        "The paper's difference for BERT-base over these tasks is +1.53: our run agrees with the paper in sign" in said
+        "SCTD against baseline: the mean difference agrees in sign with the paper's BERT-base; 0 of 3 tasks "
+        "significant at 5 %; too few tasks to test their mean." in said
     )
-    assert "and on 1 of the 2 tasks where both differences are not 0" in said
-    assert "No single task differs significantly at 5 %" in said
 
 
 def test_several_seeds_of_an_arm_count_once_each(runs: Runs, tmp_path: Path) -> None:
@@ -201,14 +204,19 @@ def test_several_seeds_of_an_arm_count_once_each(runs: Runs, tmp_path: Path) -> 
 
 def test_layers_and_drift(evaluated: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "r.html"
-    said = undrawn(out, *evaluated)
+    undrawn(out, *evaluated)
     layers = table(out, "probing-tense")
     assert [float(layers["4"][label]) for label in ("baseline", "SCTD")] == pytest.approx([90.0, 84.0])
-    assert "Tense, SCTD against baseline: 0.0 (p = 1.00) at the last dropped layer (3) and −6.0 (p = 0.0" in said
+    apart = table(out, "probing-differences")
+    dropped, last = (apart[f"Tense, SCTD against baseline, layer {end}"] for end in ("3 (last dropped)", "4 (last)"))
+    assert (float(dropped["difference"]), float(dropped["difference: p"])) == (0, 1)
+    assert float(last["difference"]) == pytest.approx(-6) and 0 < float(last["difference: p"]) < 0.1
     drift = table(out, "drift")
     assert (float(drift["10"]["SCTD: cosine"]), float(drift["2"]["baseline: cosine"])) == (0.4, 0.3)
-    assert "At step 10 SCTD is −0.1000 against baseline (p < 0.001" in said
-    assert "The baseline's similarity minus that of SCTD rose: 0.0000 at step 2, +0.1000 at step 10." in said
+    apart = table(out, "drift-differences")
+    first, last = (apart[f"SCTD against baseline, step {step}"] for step in (2, 10))
+    assert float(first["cosine"]) == 0 and float(last["cosine"]) == pytest.approx(-0.1)
+    assert float(last["cosine: p"]) < 0.001
     along = table(out, "scores-over-training")
     assert float(along["SCTD"]["RTE acc."]) == pytest.approx(60.0)
 
@@ -330,10 +338,13 @@ def test_runs_that_go_on_are_compared_as_far_as_both_have_come(runs: Runs, tmp_p
     lines = (short / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (short / "metrics.jsonl").write_text("".join(lines[:5]), encoding="utf-8")
     said = undrawn(out, baseline, short)
-    assert "Not at its end yet: sctd (step 5 of 10)." in said and "SCTD took up to step 5" in said
+    assert "Not at its end yet: sctd (step 5 of 10)." in said
+    assert table(out, "comparisons")["SCTD against baseline"]["step"] == "5"
     row = table(out, "cost")["SCTD"]
     expected = records(short)[-1]["seconds"] / records(baseline)[4]["seconds"] - 1
-    assert re.search(r"Held-out loss at the end, in nats: baseline [\d.]+ \(step 10\) and SCTD [\d.]+ \(step 4\)", said)
+    losses = table(out, "held-out-loss")
+    assert {label: of["validated at step"] for label, of in losses.items()} == {"baseline": "10", "SCTD": "4"}
+    assert all(float(of["held-out loss"]) > 0 for of in losses.values())
     assert row["steps"] == "5" and float(row["hours vs. baseline"]) == pytest.approx(expected, rel=1e-6)
 
 
@@ -398,7 +409,7 @@ def test_other_rows_and_other_steps_are_marked(runs: Runs, tmp_path: Path) -> No
     write_cells(at_step(other), "rte", {"accuracy": [0.7, 0.8]}, data="others")
     out = tmp_path / "r.html"
     said = undrawn(out, baseline, other)
-    assert "SCTD and baseline have no task on the same rows" in said
+    assert "SCTD against baseline: no task on the same rows" in said
     assert table(out, "difference-1")["RTE acc. †"]["p over seeds"] == ""
     for change in ({"steps": 7}, {"max_length": 128}, {"lr": 3e-5}):
         shutil.rmtree(at_step(other))
@@ -415,7 +426,7 @@ def test_a_run_that_diverged_has_no_loss(runs: Runs, tmp_path: Path) -> None:
         {"step": 10, "loss": None, "valid_loss": None},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert "SCTD none that is finite" in undrawn(out, run)
+    assert "Without a finite held-out loss at the end: SCTD." in undrawn(out, run)
     assert table(out, "held-out-loss")["SCTD"]["held-out loss"] == ""
     assert record_at(run, 10) == {"step": 10, "loss": None, "valid_loss": None, "mlm_drop": 3.0}
 
@@ -447,9 +458,10 @@ def test_probes_of_other_steps_and_poolings_are_not_compared(runs: Runs, tmp_pat
     baseline, other, out = runs("baseline"), runs("sctd"), tmp_path / "r.html"
     write_probe(at_step(baseline), "tense", [0.6, 0.7, 0.8, 0.8, 0.9])
     write_probe(at_step(other, 4), "tense", [0.6, 0.7, 0.8, 0.8, 0.8], [1, 3])
-    assert "Tense, SCTD against baseline: probed at another step" in undrawn(out, baseline, other)
+    assert "Tense, SCTD against baseline: probed at another step, so not compared" in undrawn(out, baseline, other)
+    assert [row["difference"] for row in table(out, "probing-differences").values()] == [""]
     shutil.move(at_step(other, 4), at_step(other))
-    assert "at the last layer" in undrawn(out, baseline, other)
+    assert "Tense, SCTD against baseline, layer 4 (last)" in undrawn(out, baseline, other)
     path = at_step(other) / "probe" / "tense.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pooling": "cls"})
     said = undrawn(out, baseline, other)
@@ -464,7 +476,7 @@ def test_no_sign_where_the_papers_difference_is_none(runs: Runs, tmp_path: Path)
     write_cells(at_step(baseline), "mrpc", {"accuracy": [0.7, 0.71], "f1": [0.8, 0.81]})
     write_cells(at_step(other), "mrpc", {"accuracy": [0.72, 0.74], "f1": [0.8, 0.81]})
     said = undrawn(tmp_path / "r.html", baseline, other)
-    assert "has no sign to compare on average" in said and "does not agree" not in said
+    assert "the mean difference has no sign to compare with the paper's" in said and "agree" not in said
 
 
 def test_chance_has_no_spread_and_no_test(runs: Runs, tmp_path: Path) -> None:
@@ -472,7 +484,7 @@ def test_chance_has_no_spread_and_no_test(runs: Runs, tmp_path: Path) -> None:
     for place in (baseline, other):
         write_cells(at_step(place), "rte", {"accuracy": [0.527, 0.527, 0.527]})
     said = undrawn(tmp_path / "r.html", baseline, other)
-    assert "it takes two values or more on both sides, and some spread in them" in said
+    assert "too few seeds: a test of a task takes two values or more on both sides, and some spread in them" in said
 
 
 def test_hours_between_two_records(runs: Runs, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import math
 import pytest
 from scipy import stats as scipy_stats
 
+from sctd.present.table import mean_of, spread_of
+from sctd.present.words import as_p
 from sctd.report import paper
 from sctd.report.scores import paper_average
-from sctd.report.stats import as_p, holm, mean_of, rank_correlation, spread_of, two_shares, welch, wilcoxon
+from sctd.report.stats import holm, rank_correlation, two_shares, welch, wilcoxon
 
 
 def test_welch_is_scipys() -> None:
@@ -21,13 +23,13 @@ def test_welch_is_scipys() -> None:
     error = math.sqrt(sum(shares))
     freedom = sum(shares) ** 2 / (shares[0] ** 2 / 3 + shares[1] ** 2 / 2)
     reach = scipy_stats.t.ppf(0.975, freedom) * error
-    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), rel=1e-4)
+    assert found.interval == pytest.approx((found.value - reach, found.value + reach), rel=1e-4)
 
 
 @pytest.mark.parametrize(("first", "second"), [([0.5], [0.4, 0.5]), ([0.5], [0.4]), ([0.5, 0.5], [0.4, 0.4])])
 def test_no_test_of_single_values_or_without_spread(first: list[float], second: list[float]) -> None:
     found = welch(first, second)
-    assert found.p is found.low is found.high is None
+    assert found.p is found.interval is None
     assert found.value == pytest.approx(sum(first) / len(first) - sum(second) / len(second))
     assert as_p(found.p) == "no test"
 
@@ -64,7 +66,7 @@ def test_two_shares() -> None:
     found = two_shares(0.6, 0.54, 500)
     z = 0.06 / math.sqrt((0.24 + 0.2484) / 500)
     assert found.p == pytest.approx(math.erfc(z / math.sqrt(2)))
-    assert found.high == pytest.approx(0.06 + 1.959964 * 0.06 / z, rel=1e-6)
+    assert found.interval and found.interval[1] == pytest.approx(0.06 + 1.959964 * 0.06 / z, rel=1e-6)
 
 
 def test_means_and_spreads() -> None:

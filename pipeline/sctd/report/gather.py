@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,10 +14,8 @@ import numpy as np
 from sctd.config import Config
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.errors import UserError
-from sctd.evaluate.ablate.ablations import ABLATION, Row, read_ablation
-from sctd.evaluate.ablate.table import Line, read_line
-from sctd.evaluate.analyse.probe import distinct_names
-from sctd.evaluate.encoder import ENCODER, EVALUATION, read_mark
+from sctd.evaluate.ablate.ablations import ABLATION, Line, Variant, read_ablation, read_line
+from sctd.evaluate.encoder import ENCODER, EVALUATION, distinct_names, read_mark
 from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cells, read_drift, read_probes
 from sctd.objective.flops import flops_until
 from sctd.train.keep.attempts import read_attempts
@@ -24,7 +23,6 @@ from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import latest, read_metrics
 
 _RUN = "config.yaml"
-_CELL = ("task", "title", "suite", "seed", *SETTING)
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,9 @@ class Evaluation:
     probes: tuple[Record, ...]
 
     @functools.cached_property
-    def best(self) -> dict[str, Score]:
-        """By task (`TASK` or `TASK-32shot`), each seed at its best dev epoch."""
-        return best_scores(self.cells, "best")
-
-    @functools.cached_property
-    def last(self) -> dict[str, Score]:
-        """The same at the last epoch."""
-        return best_scores(self.cells, "last")
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """By epoch (best on the dev set, last) and task (`TASK` or `TASK-32shot`)."""
+        return {epoch: best_scores(self.cells, epoch) for epoch in ("best", "last")}
 
     def ways(self, task: str) -> set[tuple[Any, ...]]:
         """How a task was fine-tuned: hash of the rows, and every setting that was tried."""
@@ -103,25 +96,27 @@ class Run:
         return self._looked_up[step]
 
     @functools.cached_property
+    def _looked_up(self) -> dict[int, Record]:
+        """What `at` has found, by step."""
+        return {}
+
+    @functools.cached_property
     def keys(self) -> set[str]:
         """Of everything on record."""
         return set().union(*self.records)
 
     def known(self, key: str) -> dict[int, float]:
         """What is on record under this key, by step; what is no finite number is left out."""
-        if key not in self._by_key:
-            self._by_key[key] = {point["step"]: point[key] for point in self.points if finite(point.get(key))}
-        return self._by_key[key]
+        return self._by_key.get(key, {})
 
     @functools.cached_property
     def _by_key(self) -> dict[str, dict[int, float]]:
-        """What `known` has found."""
-        return {}
-
-    @functools.cached_property
-    def _looked_up(self) -> dict[int, Record]:
-        """What `at` has found, by step."""
-        return {}
+        found: dict[str, dict[int, float]] = defaultdict(dict)
+        for point in self.points:
+            for key, value in point.items():
+                if finite(value):
+                    found[key][point["step"]] = value
+        return found
 
     @functools.cached_property
     def corpus(self) -> str:
@@ -132,51 +127,65 @@ class Run:
 
 @dataclass(frozen=True)
 class Ablation:
-    """`lines`: of each row what its run has come to (None where it has not begun), and how it was scored at its end."""
+    """`lines`: of each run what it has come to, and how it was scored at its end."""
 
     folder: Path
     kind: str
     title: str
     recipe: str
-    lines: tuple[tuple[Row, Line | None, Evaluation], ...]
+    lines: tuple[tuple[Line, Evaluation], ...]
 
 
 @dataclass(frozen=True)
-class Material:
+class Inputs:
     """All that a report is about. `others`: checkpoints that belong to none of the runs."""
 
     runs: tuple[Run, ...]
     others: tuple[Evaluation, ...]
     ablations: tuple[Ablation, ...]
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Of every evaluated checkpoint."""
+        found = [each for run in self.runs for each in run.evaluations.values()]
+        return [*found, *self.others, *(each for ablation in self.ablations for _, each in ablation.lines)]
 
-def gather(folders: Sequence[Path]) -> Material:
+
+def gather(folders: Sequence[Path]) -> Inputs:
     """Read everything below the folders; each folder counts once.
 
     Raises:
         UserError: a folder that is neither run, ablation nor evaluation, or a file in one that cannot be read.
     """
-    runs: list[Path] = []
-    others: list[Path] = []
-    ablations: list[Path] = []
+    kinds: dict[str, list[Path]] = {_RUN: [], ABLATION: [], ENCODER: []}
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        _kind(folder, runs, ablations, others).append(folder)
-    names = distinct_names([folder.resolve().name for folder in runs], [str(folder) for folder in runs])
-    found = [_run(folder, name) for folder, name in zip(runs, names, strict=True)]
-    inside = {evaluation.folder.resolve() for run in found for evaluation in run.evaluations.values()}
-    rest = [_evaluation(folder) for folder in others if folder.resolve() not in inside]
-    found, rest = _give_back(found, rest)
-    return Material(tuple(found), tuple(_named(rest)), tuple(map(_ablation, ablations)))
+        kinds[_kind(folder, list(kinds))].append(folder)
+    names = distinct_names([folder.resolve().name for folder in kinds[_RUN]], [str(folder) for folder in kinds[_RUN]])
+    runs = [_run(folder, name) for folder, name in zip(kinds[_RUN], names, strict=True)]
+    inside = {evaluation.folder.resolve() for run in runs for evaluation in run.evaluations.values()}
+    others = []
+    for each in [_evaluation(folder) for folder in kinds[ENCODER] if folder.resolve() not in inside]:
+        owners = [place for place, run in enumerate(runs) if _is_of(each, run)]
+        if len(owners) != 1:  # of none, or nobody knows of which
+            others.append(each)
+            continue
+        run, step = runs[owners[0]], each.facts["step"]
+        old = run.evaluations.get(step, replace(each, cells=(), probes=()))
+        both = replace(old, cells=old.cells + each.cells, probes=old.probes + each.probes)
+        runs[owners[0]] = replace(run, evaluations=run.evaluations | {step: both})
+    names = distinct_names([each.name for each in others], [str(each.folder) for each in others])
+    named = (replace(each, name=name) for each, name in zip(others, names, strict=True))
+    return Inputs(tuple(runs), tuple(named), tuple(map(_ablation, kinds[ABLATION])))
 
 
-def _kind(folder: Path, runs: list[Path], ablations: list[Path], evaluations: list[Path]) -> list[Path]:
-    """The list that a folder belongs to."""
+def _kind(folder: Path, marks: Sequence[str]) -> str:
+    """The file that tells what a folder is."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give runs, folders of ablations, or of evaluations")
-    for mark, kind in ((_RUN, runs), (ABLATION, ablations), (ENCODER, evaluations)):
+    for mark in marks:
         if (folder / mark).is_file():
-            return kind
-    below = sorted(path.parent.name for mark in (_RUN, ABLATION, ENCODER) for path in folder.glob(f"*/{mark}"))
+            return mark
+    below = sorted(path.parent.name for mark in marks for path in folder.glob(f"*/{mark}"))
     hint = f"; did you mean those in it ({', '.join(below[:3])}{', ...' if below[3:] else ''})?" if below else ""
     raise UserError(
         f"{folder} holds nothing to report: a run has {_RUN}, an ablation {ABLATION}, an evaluation {ENCODER}{hint}"
@@ -194,7 +203,7 @@ def _run(folder: Path, name: str) -> Run:
                 evaluations[int(number)] = found
     drift = read_drift(folder)
     if drift is not None:
-        _check(folder / EVALUATION / "drift.json", lambda: _check_drift(drift))
+        _check(folder / EVALUATION / "drift.json", drift, "drift")
     records, attempts = read_metrics(folder), read_attempts(folder)
     return Run(folder, name, config, manifest, tuple(records), tuple(attempts), evaluations, drift)
 
@@ -203,82 +212,46 @@ def _evaluation(folder: Path) -> Evaluation:
     mark = read_mark(folder) if (folder / ENCODER).is_file() else {}
     cells, probes = read_cells(folder), read_probes(folder)
     for path, cell in zip(sorted(folder.glob("finetune/*/*/result.json")), cells, strict=True):
-        _check(path, functools.partial(_check_cell, cell))
+        _check(path, cell, "cell")
     for path, probe in zip(sorted(folder.glob("probe/*.json")), probes, strict=True):
-        _check(path, functools.partial(_check_probe, probe))
+        _check(path, probe, "probe")
     name = str(mark.get("name") or folder.resolve().name)
     return Evaluation(folder, name, dict(mark.get("facts") or {}), tuple(cells), tuple(probes))
 
 
-def _give_back(runs: list[Run], others: list[Evaluation]) -> tuple[list[Run], list[Evaluation]]:
-    """Evaluations that were kept elsewhere (`--out`) go to the run they are of."""
-    rest = []
-    for other in others:
-        facts = other.facts
-        key = (facts.get("run"), facts.get("arm"), facts.get("seed"))
-        of = [
-            place
-            for place, run in enumerate(runs)
-            if key == (run.folder.resolve().name, run.config.arm, run.config.run.seed) and "step" in facts
-        ]
-        if len(of) != 1:  # of none, or nobody knows of which
-            rest.append(other)
-            continue
-        mine = of[0]
-        old = runs[mine].evaluations.get(facts["step"])
-        both = other if old is None else replace(old, cells=old.cells + other.cells, probes=old.probes + other.probes)
-        runs[mine] = replace(runs[mine], evaluations=runs[mine].evaluations | {facts["step"]: both})
-    return runs, rest
-
-
-def _named(evaluations: list[Evaluation]) -> Iterable[Evaluation]:
-    names = distinct_names([each.name for each in evaluations], [str(each.folder) for each in evaluations])
-    return (replace(each, name=name) for each, name in zip(evaluations, names, strict=True))
+def _is_of(evaluation: Evaluation, run: Run) -> bool:
+    """Whether an evaluation that was kept elsewhere (`--out`) is of this run."""
+    facts = evaluation.facts
+    key = (facts.get("run"), facts.get("arm"), facts.get("seed"))
+    return "step" in facts and key == (run.folder.resolve().name, run.config.arm, run.config.run.seed)
 
 
 def _ablation(folder: Path) -> Ablation:
     facts = read_ablation(folder)
     lines = []
     for row in facts["rows"]:
-        row = Row(row["label"], row.get("value", ""), row["run"], tuple(row.get("overrides", ())))
-        place = folder / row.run
-        line = read_line(row, read_run(place), place) if (place / _RUN).is_file() else None
-        scored = _evaluation(place / EVALUATION / f"step-{line.goal if line else 0:08d}")
-        lines.append((row, line, scored))
+        variant = Variant(row["label"], row.get("value", ""), row["run"], tuple(row.get("overrides", ())))
+        place = folder / variant.run
+        line = read_line(variant, read_run(place), place) if (place / _RUN).is_file() else Line(variant, 0, 0)
+        lines.append((line, _evaluation(place / EVALUATION / f"step-{line.goal:08d}")))
     return Ablation(folder, facts["kind"], str(facts.get("title") or facts["kind"]), str(facts["recipe"]), tuple(lines))
 
 
-# ---- whether files hold what they should ---------------------------------------------------------------------------
-
-
-def _check(path: Path, look: Callable[[], None]) -> None:
+def _check(path: Path, record: Record, kind: str) -> None:
+    """Touch everything that a report takes from a file."""
     try:
-        look()
+        if kind == "cell":
+            [record[key] for key in ("task", "title", "suite", "seed", *SETTING)]
+            [float(record["scores"][epoch][metric]) for epoch in ("best", "last") for metric in record["metrics"]]
+        elif kind == "probe":
+            record["title"].strip(), sum(record["dropped"] or (0, 0)), record["layers"][0]
+            [float(layer["accuracy"]) + layer["layer"] for layer in record["layers"]]
+        else:
+            record["arm"].strip(), record["encoder"].strip(), float(record["sentences"])
+            [(float(p["cosine"]) + float(p["deviation"]) + p["step"], p["valid_loss"]) for p in record["points"]]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is not as evaluations write it ({what}): remove it, and evaluate again") from None
-
-
-def _check_cell(cell: Record) -> None:
-    for key in _CELL:
-        cell[key]
-    for epoch in ("best", "last"):
-        for metric in cell["metrics"]:
-            float(cell["scores"][epoch][metric])
-
-
-def _check_probe(probe: Record) -> None:
-    first, end = probe["dropped"] or (0, 0)
-    probe["title"].strip(), first + end, probe["layers"][0]
-    for layer in probe["layers"]:
-        float(layer["accuracy"]) + layer["layer"]
-
-
-def _check_drift(drift: Record) -> None:
-    drift["arm"].strip(), drift["encoder"].strip(), float(drift["sentences"])
-    for point in drift["points"]:
-        float(point["cosine"]) + float(point["deviation"]) + point["step"]
-        point["valid_loss"]
 
 
 def key_of(cell: Record) -> str:

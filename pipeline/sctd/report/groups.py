@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sctd.config import ARMS, to_dict
-from sctd.evaluate.analyse.pictures import colours
+from sctd.config import ARMS, BASELINE, to_dict
 from sctd.evaluate.results import Record
-from sctd.report.gather import Evaluation, Material, Run
+from sctd.objective.flops import saving
+from sctd.present.pictures import colours
+from sctd.present.table import mean_of
+from sctd.report.gather import Inputs, Run
 from sctd.report.paper import SHAPES, TITLES
-from sctd.report.stats import mean_of
+from sctd.report.stats import Difference, welch
 
-BASELINE, TOKEN_DROP, SCTD = "baseline", "token_drop", "sctd"
+TOKEN_DROP, SCTD = "token_drop", "sctd"
 FAMILIES = {"bert": "BERT", "modernbert": "ModernBERT"}
 _FAMILY = "model.family"
 # How much is dropped, where and when: the same for two arms of which one adds the alignment alone.
@@ -27,11 +29,10 @@ _CIRCUMSTANCES = (
     "train.cuda_graphs", "train.checkpoint_activations", "train.rollback_after", "train.timeout",
 )  # fmt: skip
 _SHOWN_KEYS = 2  # in a label
-_OTHERS = ("#111111", "#1f9a9a", "#9a9a1f", "#7a5a3a", "#c2528b")
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one arm and one recipe, over seeds.
 
     Args:
@@ -58,10 +59,13 @@ class Group:
         """The last step that all of them have on record."""
         return min((run.step for run in self.trained), default=0)
 
+    def values(self, key: str, step: int | None = None) -> list[float | None]:
+        """Of each run, the last on record at a step; by default at the group's."""
+        return [run.at(self.step if step is None else step).get(key) for run in self.trained]
+
     def mean(self, key: str, step: int | None = None) -> float | None:
-        """Of what is on record at a step, over the runs; None where one of them has nothing."""
-        step = self.step if step is None else step
-        return mean_of([run.at(step).get(key) for run in self.trained])
+        """Over the runs; None where one of them has nothing."""
+        return mean_of(self.values(key, step))
 
     @property
     def evaluated(self) -> list[int]:
@@ -69,28 +73,26 @@ class Group:
         return sorted({step for run in self.runs for step, found in run.evaluations.items() if found.cells})
 
 
-def group(material: Material) -> list[Group]:
+def group(inputs: Inputs) -> list[RunGroup]:
     """The groups, by class and arm."""
-    flats = [settings(run) for run in material.runs]
     kinds: list[Record] = []
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for place, flat in enumerate(flats):
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in inputs.runs:
+        flat = settings(run)
         common = {key: value for key, value in flat.items() if not key.startswith(_METHOD)}
         if common not in kinds:
             kinds.append(common)
-        method = {} if flat["arm"] == BASELINE else {key: flat[key] for key in flat if key.startswith(_METHOD)}
-        key = (kinds.index(common), ARMS.index(flat["arm"]), tuple(sorted((k, str(v)) for k, v in method.items())))
-        seed = material.runs[place].config.run.seed
+        method = [] if flat["arm"] == BASELINE else [(k, str(v)) for k, v in flat.items() if k.startswith(_METHOD)]
+        key = (kinds.index(common), ARMS.index(flat["arm"]), tuple(sorted(method)))
         again = 0  # a run that repeats a seed is no further pretraining seed, but a group of its own
-        while any(material.runs[other].config.run.seed == seed for other in found.get((*key, again), ())):
+        while any(other.config.run.seed == run.config.run.seed for other in found.get((*key, again), ())):
             again += 1
-        found.setdefault((*key, again), []).append(place)
-    members = [found[key] for key in sorted(found, key=lambda key: (*key[:2], found[key]))]
-    keys = sorted(found, key=lambda key: (*key[:2], found[key]))
-    labels = _labels([flats[places[0]] for places in members])
+        found.setdefault((*key, again), []).append(run)
+    members = sorted(found.items(), key=lambda item: item[0][:2])
+    labels = _labels([settings(runs[0]) for _, runs in members])
     groups = [
-        Group(label, flats[places[0]]["arm"], tuple(material.runs[place] for place in places), key[0])
-        for label, key, places in zip(labels, keys, members, strict=True)
+        RunGroup(label, runs[0].config.arm, tuple(runs), key[0])
+        for label, (key, runs) in zip(labels, members, strict=True)
     ]
     colour = colours({each.label: each.arm for each in groups})
     return [replace(each, colour=colour[each.label]) for each in groups]
@@ -105,13 +107,13 @@ def settings(run: Run) -> Record:
     return {**kept, "last step": run.goal, "corpus": run.corpus}
 
 
-def differences(groups: Sequence[Group]) -> list[str]:
+def differences(groups: Sequence[RunGroup]) -> list[str]:
     """Keys beside the method in which their recipes differ."""
     flats = [settings(each.first) for each in groups]
     return [key for key in flats[0] if not key.startswith(_METHOD) and any(f[key] != flats[0][key] for f in flats)]
 
 
-def partners(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+def partners(groups: Sequence[RunGroup]) -> list[tuple[RunGroup, RunGroup]]:
     """(group, what it is compared with): the baseline of its class, and for SCTD token dropping that drops alike."""
     pairs = []
     for reference_arm, arms in ((BASELINE, ARMS[1:]), (TOKEN_DROP, (SCTD,))):
@@ -121,37 +123,50 @@ def partners(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     return pairs
 
 
-def drop_alike(first: Group, second: Group) -> bool:
+def drop_alike(first: RunGroup, second: RunGroup) -> bool:
     """Whether one is the baseline, or they drop as much in the same layers and steps."""
     a, b = (settings(each.first) for each in (first, second))
     return BASELINE in (first.arm, second.arm) or all(a[key] == b[key] for key in _DROPPING)
 
 
-def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The baseline of its class."""
-    return next((each for each in groups if each.arm == BASELINE and each.kind == group.kind), None)
+def baseline_of(group: RunGroup, groups: Sequence[RunGroup]) -> RunGroup | None:
+    """The baseline of its class; None for a baseline."""
+    found = next((each for each in groups if each.arm == BASELINE and each.kind == group.kind), None)
+    return None if found is group else found
 
 
-def size_of(group: Group) -> str:
+def saved(key: str, first: RunGroup, second: RunGroup | None) -> float | None:
+    """The share of the second one's cost (hours or flops) that the first one saves on as many steps."""
+    if second is None:
+        return None
+    step = min(first.step, second.step)
+    return saving(first.mean(key, step), second.mean(key, step))
+
+
+def loss_apart(first: RunGroup, second: RunGroup | None) -> Difference | None:
+    """Held-out loss of the first minus the second's, where both are at one step and all their runs have one."""
+    values = [group.values("valid_loss") for group in (first, second) if group]
+    known = [[value for value in of if value is not None] for of in values]
+    if second is None or first.step != second.step or not all(known) or known != values:
+        return None
+    return welch(*known)
+
+
+def size_of(group: RunGroup) -> str:
     """The paper's size that it is nearest to."""
     model = group.first.config.model
     return "large" if model.layers * model.hidden_size**2 > 2 * SHAPES["base"][0] * SHAPES["base"][1] ** 2 else "base"
 
 
-def is_papers(group: Group) -> bool:
+def is_papers(group: RunGroup) -> bool:
     """Whether the model is one of the paper's."""
     model = group.first.config.model
     return model.family == "bert" and (model.layers, model.hidden_size) in SHAPES.values()
 
 
-def colours_of(others: Sequence[Evaluation]) -> dict[str, str]:
-    """For checkpoints of no run."""
-    return {each.name: _OTHERS[place % len(_OTHERS)] for place, each in enumerate(others)}
-
-
 def _labels(flats: Sequence[Record]) -> list[str]:
     """The arm; the family, wherever there are two; and where the arm has several groups, what sets this one apart."""
-    labels = []
+    labels: list[str] = []
     for flat in flats:
         others = [other for other in flats if other["arm"] == flat["arm"] and other != flat]
         apart = {key for other in others for key in flat if other[key] != flat[key]}
@@ -161,15 +176,10 @@ def _labels(flats: Sequence[Record]) -> list[str]:
         more = len(apart - set(shown))
         said = [_set_to(key, flat[key]) for key in shown] + ([f"{more} more"] if more else [])
         labels.append(TITLES[flat["arm"]] + (f" ({', '.join(said)})" if said else ""))
-    return [_numbered(labels, place) for place in range(len(labels))]
+    again = [labels[:place].count(label) for place, label in enumerate(labels)]
+    return [f"{label} no. {number + 1}" if number else label for label, number in zip(labels, again, strict=True)]
 
 
 def _set_to(key: str, value: Any) -> str:
     section, _, name = key.rpartition(".")
     return FAMILIES[value] if key == _FAMILY else f"{section if name == 'name' else name} {value}"
-
-
-def _numbered(labels: Sequence[str], place: int) -> str:
-    """With a number where other groups are called the same."""
-    again = labels[:place].count(labels[place])
-    return f"{labels[place]} no. {again + 1}" if again else labels[place]

@@ -5,13 +5,8 @@ from dataclasses import dataclass
 # What the paper pretrained with.
 STEPS, ROWS, LENGTH, SEEDS = 250_000, 1024, 512, 5
 SHAPES = {"base": (12, 768), "large": (24, 1024)}  # layers, hidden size
-TITLES = {
-    "baseline": "baseline",
-    "token_drop": "token drop",
-    "sctd": "SCTD",
-    "random_drop": "random drop",
-    "random_ltd": "random-LTD",
-}
+TITLES = {"baseline": "baseline", "token_drop": "token drop", "sctd": "SCTD", "random_drop": "random drop",
+          "random_ltd": "random-LTD"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class PaperRow:
-    """A row of a table of scores: percent in the order of its columns.
+class Row:
+    """A row of a table of scores, in percent in the order of the columns.
 
     Args:
         hours: of pretraining; saving: of them, as printed, relative to the baseline.
@@ -53,17 +48,7 @@ class Layout:
     name: str
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[PaperRow, ...]
-
-    @property
-    def budget(self) -> bool:
-        """Whether it has hours."""
-        return any(row.hours is not None for row in self.rows)
-
-    def digits(self, column: Column) -> int:
-        """Behind the point, as the paper prints this column."""
-        values = [row.scores[self.columns.index(column)] for row in self.rows]
-        return 1 if all(value == round(value, 1) for value in values) else 2
+    rows: tuple[Row, ...]
 
     def score(self, size: str, arm: str, column: Column) -> float | None:
         """The paper's, at its last step."""
@@ -86,26 +71,16 @@ GLUE = Layout(
         Column("sst2", "accuracy", "SST-2\nacc.", "GLUE"),
     ),
     (
-        PaperRow("large", "baseline", STEPS, (61.3, 90.0, 92.7, 90.2, 89.9, 83.8, 86.3, 86.1, 93.5),
-                 34.35, None, 84.37),
-        PaperRow("large", "token_drop", STEPS, (64.3, 88.0, 91.4, 89.7, 89.5, 80.1, 86.8, 86.3, 94.0),
-                 27.33, 0.20, 84.04),
-        PaperRow("large", "sctd", 100_000, (62.3, 89.2, 92.2, 89.9, 89.7, 80.9, 85.1, 84.8, 93.0),
-                 11.83, 0.66, 83.61),
-        PaperRow("large", "sctd", 160_000, (65.8, 88.7, 91.8, 89.9, 89.7, 81.2, 86.4, 86.1, 94.0),
-                 17.75, 0.48, 84.55),
-        PaperRow("large", "sctd", STEPS, (65.6, 91.4, 93.8, 90.2, 89.9, 84.5, 87.1, 86.5, 94.2),
-                 29.54, 0.14, 85.63),
-        PaperRow("base", "baseline", STEPS, (56.0, 86.8, 90.1, 89.0, 88.8, 77.6, 83.3, 83.5, 92.3),
-                 15.17, None, 81.11),
-        PaperRow("base", "token_drop", STEPS, (54.1, 85.5, 89.6, 87.8, 87.8, 77.6, 83.4, 83.3, 91.7),
-                 12.92, 0.15, 80.35),
-        PaperRow("base", "sctd", 100_000, (55.4, 87.3, 91.1, 88.4, 88.3, 76.9, 82.2, 82.4, 91.4),
-                 5.51, 0.64, 80.59),
-        PaperRow("base", "sctd", 160_000, (58.1, 87.0, 90.7, 88.1, 88.0, 78.7, 83.4, 83.3, 90.6),
-                 8.79, 0.42, 81.28),
-        PaperRow("base", "sctd", STEPS, (58.8, 86.8, 90.5, 88.2, 88.1, 79.4, 83.8, 83.6, 91.6),
-                 13.78, 0.092, 81.72),
+        Row("large", "baseline", STEPS, (61.3, 90.0, 92.7, 90.2, 89.9, 83.8, 86.3, 86.1, 93.5), 34.35, None, 84.37),
+        Row("large", "token_drop", STEPS, (64.3, 88.0, 91.4, 89.7, 89.5, 80.1, 86.8, 86.3, 94.0), 27.33, 0.20, 84.04),
+        Row("large", "sctd", 100_000, (62.3, 89.2, 92.2, 89.9, 89.7, 80.9, 85.1, 84.8, 93.0), 11.83, 0.66, 83.61),
+        Row("large", "sctd", 160_000, (65.8, 88.7, 91.8, 89.9, 89.7, 81.2, 86.4, 86.1, 94.0), 17.75, 0.48, 84.55),
+        Row("large", "sctd", STEPS, (65.6, 91.4, 93.8, 90.2, 89.9, 84.5, 87.1, 86.5, 94.2), 29.54, 0.14, 85.63),
+        Row("base", "baseline", STEPS, (56.0, 86.8, 90.1, 89.0, 88.8, 77.6, 83.3, 83.5, 92.3), 15.17, None, 81.11),
+        Row("base", "token_drop", STEPS, (54.1, 85.5, 89.6, 87.8, 87.8, 77.6, 83.4, 83.3, 91.7), 12.92, 0.15, 80.35),
+        Row("base", "sctd", 100_000, (55.4, 87.3, 91.1, 88.4, 88.3, 76.9, 82.2, 82.4, 91.4), 5.51, 0.64, 80.59),
+        Row("base", "sctd", 160_000, (58.1, 87.0, 90.7, 88.1, 88.0, 78.7, 83.4, 83.3, 90.6), 8.79, 0.42, 81.28),
+        Row("base", "sctd", STEPS, (58.8, 86.8, 90.5, 88.2, 88.1, 79.4, 83.8, 83.6, 91.6), 13.78, 0.092, 81.72),
     ),
 )  # fmt: skip
 QUESTIONS = Layout(
@@ -120,12 +95,12 @@ QUESTIONS = Layout(
         Column("squad2", "exact_match", "SQuAD v2\nEM", "SQuAD"),
     ),
     (
-        PaperRow("large", "baseline", STEPS, (78.1, 91.1, 70.3, 72.0, 85.53, 79.16)),
-        PaperRow("large", "token_drop", STEPS, (79.9, 91.1, 72.8, 68.0, 86.35, 81.50)),
-        PaperRow("large", "sctd", STEPS, (79.7, 92.9, 72.8, 72.0, 86.54, 81.67)),
-        PaperRow("base", "baseline", STEPS, (74.4, 83.9, 68.1, 63.0, 81.97, 72.18)),
-        PaperRow("base", "token_drop", STEPS, (73.0, 83.9, 67.7, 64.0, 81.67, 72.68)),
-        PaperRow("base", "sctd", STEPS, (73.8, 87.5, 68.9, 68.0, 82.47, 72.79)),
+        Row("large", "baseline", STEPS, (78.1, 91.1, 70.3, 72.0, 85.53, 79.16)),
+        Row("large", "token_drop", STEPS, (79.9, 91.1, 72.8, 68.0, 86.35, 81.50)),
+        Row("large", "sctd", STEPS, (79.7, 92.9, 72.8, 72.0, 86.54, 81.67)),
+        Row("base", "baseline", STEPS, (74.4, 83.9, 68.1, 63.0, 81.97, 72.18)),
+        Row("base", "token_drop", STEPS, (73.0, 83.9, 67.7, 64.0, 81.67, 72.68)),
+        Row("base", "sctd", STEPS, (73.8, 87.5, 68.9, 68.0, 82.47, 72.79)),
     ),
 )
 SEMANTIC = Layout(
@@ -138,9 +113,9 @@ SEMANTIC = Layout(
         Column("sickr", "spearman", "SICK-R\nSpea."),
     ),
     (
-        PaperRow("base", "baseline", STEPS, (30.16, 54.48, 86.80, 69.08), average=60.13),
-        PaperRow("base", "token_drop", STEPS, (27.49, 53.73, 85.50, 66.16), average=58.22),
-        PaperRow("base", "sctd", STEPS, (29.53, 56.32, 86.80, 68.54), average=60.30),
+        Row("base", "baseline", STEPS, (30.16, 54.48, 86.80, 69.08), average=60.13),
+        Row("base", "token_drop", STEPS, (27.49, 53.73, 85.50, 66.16), average=58.22),
+        Row("base", "sctd", STEPS, (29.53, 56.32, 86.80, 68.54), average=60.30),
     ),
 )
 LAYOUTS = (GLUE, QUESTIONS, SEMANTIC)

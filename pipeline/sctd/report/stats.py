@@ -1,7 +1,6 @@
 """What can be said of a difference: Welch's test over seeds, Holm's correction, Wilcoxon's test over tasks."""
 
 import itertools
-import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ class Difference:
     """Of two means: the first one minus the second.
 
     Args:
-        low, high: confidence interval; p: of no difference. None where the values do not allow a test.
+        interval: of confidence; p: of no difference. None where the values do not allow a test.
     """
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
     p: float | None = None
 
 
@@ -37,7 +35,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
         warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values
         found = stats.ttest_ind(first, second, equal_var=False)
         interval = found.confidence_interval(CONFIDENCE)
-    return Difference(value, float(interval.low), float(interval.high), float(found.pvalue))
+    return Difference(value, (float(interval.low), float(interval.high)), float(found.pvalue))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -75,35 +73,12 @@ def two_shares(first: float, second: float, trials: int) -> Difference:
     """Of two shares of so many independent trials each: normal approximation."""
     value = first - second
     error = float(np.sqrt((first * (1 - first) + second * (1 - second)) / trials))
-    return _normal(value, error)
+    return normal(value, error)
 
 
-def two_means(first: float, second: float, errors: tuple[float, float]) -> Difference:
-    """Of two independent means with these standard errors: normal approximation."""
-    return _normal(first - second, float(np.hypot(*errors)))
-
-
-def _normal(value: float, error: float) -> Difference:
+def normal(value: float, error: float) -> Difference:
+    """Of a difference with this standard error: normal approximation."""
     if error == 0:
         return Difference(value)
     reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
-    return Difference(value, value - reach, value + reach, float(2 * stats.norm.sf(abs(value) / error)))
-
-
-def as_p(p: float | None) -> str:
-    """For people."""
-    if p is None:
-        return "no test"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """None where there is none, or any is None."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-def spread_of(values: Sequence[float | None]) -> float | None:
-    """Sample standard deviation; None of fewer than two."""
-    known = [value for value in values if value is not None]
-    return statistics.stdev(known) if len(known) > 1 else None
+    return Difference(value, (value - reach, value + reach), float(2 * stats.norm.sf(abs(value) / error)))
