@@ -1,5 +1,6 @@
-# Two commands: `make pretrain` runs the main job on the embedded corpus, `make test` every test this machine can run.
-# Both first build an environment in .venv. ARGS adds config overrides: make pretrain ARGS="arm=token_drop run.seed=2"
+# `make pretrain` runs the main job on the embedded corpus, `make test` every test that this machine can run, `make check`
+# lint, types and the tests that start no process. All first build an environment in .venv.
+# ARGS adds config overrides: make pretrain ARGS="arm=token_drop run.seed=2"
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ TESTS ?=
 # Called again, `make pretrain` continues the run that is there.
 RESUME = $(if $(wildcard $(RUNS)/demo/config.yaml),--resume)
 
-.PHONY: pretrain test bench lint clean
+.PHONY: pretrain check test bench lint clean
 .DELETE_ON_ERROR:
 
 # torch goes first: building DeepSpeed looks for it. DS_BUILD_OPS=0: no op is compiled ahead of time. seqeval asks for
@@ -28,6 +29,9 @@ pretrain: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+
+check: lint
+	$(BIN)/python -m pytest -q -n auto -m "not run" --no-header -r fE $(TESTS)
 
 bench: .venv/ready
 	$(BIN)/sctd bench bert-base-sctd model.attention_dropout=0 --out benchmarks/results $(ARGS)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sctd.corpus.prepare.job import Wanted
+import support
 from sctd.corpus.prepare.prepare import prepare
+from sctd.corpus.prepare.settings import CorpusSettings
 from sctd.corpus.sources.source import read_documents
 
 # Without a GPU, Triton kernels run under Triton's interpreter, which must be chosen before anything imports triton.
@@ -32,6 +33,16 @@ train: {{steps: 10, batch_size: 8, micro_batch_size: 2, precision: fp32, log_eve
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make check` leaves out: tests that start processes or train, and kernels that are compiled."""
+    starters = [support.sctd, support.train, support.Child, support.launched, support.start_ranks, subprocess]
+    for item in items:
+        module = vars(getattr(item, "module", None) or support)
+        starts = any(value is starter for value in module.values() for starter in starters)
+        if starts or "shell" in module or {"recipe", "slurm"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("run")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tests are many small operations, on a machine that others use too."""
@@ -45,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = itertools.islice(read_documents("embedded"), 60)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     out = folder / "packed"
-    wanted = Wanted((str(folder / "text.jsonl"),), seq_lens=(64,), vocab_size=512, valid_fraction=0.1)
+    wanted = CorpusSettings((str(folder / "text.jsonl"),), seq_lens=(64,), vocab_size=512, valid_fraction=0.1)
     prepare(wanted, out, log=lambda _: None)
     return out
 

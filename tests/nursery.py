@@ -5,7 +5,7 @@ from `python -m sctd` in nothing else: it has its own environment, folder, stand
 
 Started by support.py, one for each worker of pytest, and spoken to over the Unix socket whose path is its argument.
 Each connection carries one call, as JSON beside the descriptors of the two output streams, and gets back the child's
-pid and later its exit code, a line each.
+pid and later its exit code.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PARENT = os.getppid()
 
 def serve(path: str) -> None:
     """Until the parent is gone. Returns in each child, which is then to run its call."""
-    listener = socket.socket(socket.AF_UNIX)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen()
     ready = selectors.DefaultSelector()
@@ -58,7 +58,7 @@ def serve(path: str) -> None:
 
 def answer(caller: socket.socket, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # who called has stopped waiting
-        caller.sendall(f"{number}\n".encode())
+        caller.send(str(number).encode())
 
 
 def become(call: dict, streams: list[int]) -> None:
@@ -70,7 +70,7 @@ def become(call: dict, streams: list[int]) -> None:
     os.chdir(call["folder"])
     os.environ.clear()
     os.environ.update(call["environment"])
-    sys.argv = ["sctd", *call["arguments"]]
+    sys.argv = [call["program"], *call["arguments"]]
 
 
 def prepare() -> None:
@@ -85,4 +85,7 @@ if __name__ == "__main__":
     prepare()
     serve(sys.argv[1])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    runpy.run_module("sctd", run_name="__main__", alter_sys=True)
+    if sys.argv[0] == "sctd":
+        runpy.run_module("sctd", run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")

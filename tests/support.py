@@ -17,6 +17,8 @@ from typing import IO, Any, TypeVar
 
 from safetensors.torch import load_file
 
+from sctd.files import free_port
+
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 MASK32 = 0xFFFFFFFF
@@ -27,28 +29,37 @@ class Child:
 
     Args:
         merged: standard error goes where standard output goes.
+        program: a script of Python to run instead.
+        variables: of its environment, beside those of `environment`.
     """
 
-    def __init__(self, arguments: Sequence[Any], cwd: Path = ROOT, merged: bool = False, **variables: str) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        cwd: Path = ROOT,
+        merged: bool = False,
+        program: Path | str = "sctd",
+        **variables: str,
+    ) -> None:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(nursery())
         call = {
+            "program": str(program),
             "arguments": [str(argument) for argument in arguments],
             "folder": str(cwd),
             "environment": environment() | variables,
         }
         streams = [self._out.fileno(), self._err.fileno()]
         socket.send_fds(self._socket, [json.dumps(call).encode()], streams)
-        self._answers = self._socket.makefile()
-        self.pid = int(self._answers.readline())
+        self.pid = int(self._socket.recv(64))
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
         if self.returncode is None and select.select([self._socket], [], [], 0)[0]:
-            self.returncode = int(self._answers.readline())
+            self.returncode = int(self._socket.recv(64))
         return self.returncode
 
     def wait(self, timeout: float = 600) -> int:
@@ -104,22 +115,28 @@ def sctd(*arguments: Any, ranks: int = 0, cwd: Path = ROOT, **variables: str) ->
         out, err = child.communicate()
         return subprocess.CompletedProcess(arguments, child.wait(), out, err)
     children = start_ranks(*arguments, ranks=ranks, cwd=cwd, **variables)
-    until(
-        lambda: all(each.poll() is not None for each in children) or any(each.poll() for each in children), "ranks", 600
-    )
+    codes: list[int | None] = []
+    while None in (codes := [each.poll() for each in children]) and not any(codes):
+        time.sleep(0.05)
     for each in children:
         if each.poll() is None:
             each.terminate()
     said = [each.communicate() for each in children]
-    code = next((each.wait() for each in children if each.wait() > 0), max(each.wait() for each in children))
+    code = next((code for code in codes if code), 0)
     return subprocess.CompletedProcess(arguments, code, *("".join(texts) for texts in zip(*said, strict=True)))
 
 
-def start_ranks(*arguments: Any, ranks: int, cwd: Path = ROOT, **variables: str) -> list[Child]:
+def start_ranks(*arguments: Any, ranks: int, **more: Any) -> list[Child]:
     """The ranks of a job, told of each other as torchrun would."""
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"LOCAL_WORLD_SIZE": str(ranks)}
-    return [Child(arguments, cwd, **common, RANK=str(rank), LOCAL_RANK=str(rank), **variables) for rank in range(ranks)]
+    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [Child(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common, **more) for rank in range(ranks)]
+
+
+def launched(name: str, ranks: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """`sctd ARGUMENTS` under a real launcher: deepspeed, torchrun or mpirun."""
+    command = [*launcher(name, ranks), "sctd", *map(str, arguments)]
+    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def launcher(name: str, ranks: int) -> list[str]:
@@ -162,13 +179,6 @@ def train(recipe: Path, run_dir: Path, *arguments: Any, ranks: int = 0) -> subpr
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def fmix32(x: int) -> int:
