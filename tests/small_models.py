@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sctd.config import config_from_dict
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.objective.build import build_model, shape_of
-from sctd.objective.flops import StepFlops, step_flops
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
+from sctd.train.flops import StepFlops, step_flops
 
 VOCABULARY = 500
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from sctd.cli import main
 from sctd.config import ARMS, FAMILIES, load_config
 from sctd.model.bert import Bert, BertShape
-from sctd.objective.flops import Work
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.plan.memory import (
@@ -26,6 +25,7 @@ from sctd.plan.report import Forecast, forecast, parse_gpus, plan
 from sctd.plan.workload import Step, make_workload
 from sctd.train.engine.devices import GPUS
 from sctd.train.engine.muon import layer_matrices
+from sctd.train.flops import Work
 from small_models import VOCABULARY, phases, small, small_batch
 from support import sctd
 

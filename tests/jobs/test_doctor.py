@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sctd.jobs.slurm import seconds_of
+from sctd.train.slurm import seconds_of
 from support import environment, free_port, sctd
 
 SHORT = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sctd.errors import UserError
-from sctd.jobs.submit import limit_seconds
+from sctd.train.submit import limit_seconds
 from support import sctd
 
 CPUS = ("--nodes", 2, "--gpus-per-node", 0, "--dry-run")

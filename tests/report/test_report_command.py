@@ -19,13 +19,13 @@ from pages import Reader, assert_stands_for_itself
 from sctd.cli import main
 from sctd.corpus.manifest import read_manifest
 from sctd.evaluate.ablate.ablations import ABLATIONS, describe
-from sctd.objective.flops import flops_until
 from sctd.present.pictures import Picture
 from sctd.report.gather import gather
 from sctd.report.groups import group, partners
 from sctd.report.report import sections_of
 from sctd.report.summary import tiles
 from sctd.report.training import loss_section
+from sctd.train.flops import flops_until
 from sctd.train.keep.export import read_run, record_at
 from support import records
 

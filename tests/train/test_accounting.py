@@ -10,9 +10,9 @@ from sctd.config import FAMILIES
 from sctd.model.bert import BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS
-from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
 from sctd.train.engine.devices import GPUS, device_peak, gpu_named
+from sctd.train.flops import StepFlops
 from small_models import counted, phases, small, small_batch
 
 BASE = BertShape(30522, 12, 768, 12, 3072, 512)

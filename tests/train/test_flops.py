@@ -10,8 +10,8 @@ from sctd.config import ARMS, FAMILIES, Config, load_config
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.data.masking import mask_share, target_count
 from sctd.objective.build import bert_shape, build_hook, row_lengths
-from sctd.objective.flops import Work, flops_until, step_flops
 from sctd.objective.schedule import Phase
+from sctd.train.flops import Work, flops_until, step_flops
 
 STEPS = 97
 # Intervals, warm-ups on shorter rows, full starts and finishes, and shares of masked tokens, in all relations.

@@ -12,8 +12,8 @@ from torch import Tensor
 from sctd.config import config_from_dict
 from sctd.data.stream import Batch
 from sctd.objective.build import build_hook, shape_of
-from sctd.objective.flops import Work
 from sctd.objective.schedule import Phase
+from sctd.train.flops import Work
 from sctd.train.keep.checkpoint import Progress
 from sctd.train.keep.metrics import LOSSES
 from sctd.train.loop import monitor, recorder

@@ -18,9 +18,9 @@ from sctd.model.convert import HEADS, to_hf_config
 from sctd.model.shape import BertShape
 from sctd.model.token_dropping import kept_tokens
 from sctd.objective.build import build_model, shape_of
-from sctd.objective.flops import step_flops
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
+from sctd.train.flops import step_flops
 
 SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
 _VOCABULARY = 30522  # where the recipe leaves it to a corpus

@@ -108,7 +108,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _slurm(args: argparse.Namespace) -> None:
-    from sctd.jobs.submit import Allocation, submit
+    from sctd.train.submit import Allocation, submit
 
     allocation = Allocation(args.nodes, args.gpus_per_node, args.cpus_per_task, args.time, args.deepspeed_config)
     submit(args.recipe, args.overrides, allocation, args.dry_run)

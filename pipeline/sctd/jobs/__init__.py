@@ -1,1 +1,1 @@
-"""Jobs on clusters: submitting them, looking at them, and looking at the machines before."""
+"""Jobs on clusters: where they stand, whether a machine can train, and the proof that resume is exact."""

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from sctd.errors import UserError, one_line
-from sctd.jobs.slurm import seconds_of, squeue
 from sctd.train.engine.distributed import World, init_world
 from sctd.train.engine.launch import discover
 from sctd.train.keep.checkpoint import checkpoints, size_of
+from sctd.train.slurm import seconds_of, squeue
 from sctd_kernels import backend
 
 _NEEDED = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "tensorboard", "safetensors")

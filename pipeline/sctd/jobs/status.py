@@ -10,15 +10,15 @@ from sctd.config import Config
 from sctd.corpus import manifest as corpus
 from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
 from sctd.files import holder
-from sctd.jobs.slurm import squeue
 from sctd.objective.build import bert_shape, row_lengths
-from sctd.objective.flops import Work
+from sctd.train.flops import Work
 from sctd.train.keep.attempts import read_attempts
 from sctd.train.keep.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
 from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import format_seconds, read_metrics
 from sctd.train.keep.preemption import EXIT_STOPPED, REQUEST_FILES
 from sctd.train.keep.run_folder import lock_file
+from sctd.train.slurm import squeue
 
 _ENDS = {
     0: "done",

@@ -16,9 +16,9 @@ import torch
 
 from sctd.model.bert import Bert
 from sctd.model.shape import BertShape
-from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
 from sctd.plan.workload import Step
+from sctd.train.flops import StepFlops
 
 STAGES = (0, 1, 2, 3)
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once

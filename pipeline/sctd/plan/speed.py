@@ -8,11 +8,11 @@ vocabulary, N parameters.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sctd.objective.flops import StepFlops
 from sctd.objective.schedule import Phase
 from sctd.plan.memory import Storage, parameter_count, storage_of
 from sctd.plan.workload import Step
 from sctd.train.engine.devices import Gpu
+from sctd.train.flops import StepFlops
 
 PRODUCTS = 0.65  # share of the peak in large matrix products
 ATTENTION = 0.40  # share of the peak in attention

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from sctd.config import Config
 from sctd.data.masking import mask_share
 from sctd.objective.build import build_hook, shape_of
-from sctd.objective.flops import StepFlops, step_flops
 from sctd.objective.schedule import Phase
+from sctd.train.flops import StepFlops, step_flops
 
 _SAMPLES = 1000  # of the schedule of K
 _VOCABULARY = 30522  # BERT's, if neither recipe nor corpus says

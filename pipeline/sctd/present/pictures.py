@@ -15,7 +15,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sctd.config import BASELINE
 from sctd.errors import UserError
 from sctd.present.words import as_short, printable
 
@@ -29,7 +28,8 @@ Fill = Callable[["Figure"], None]
 
 FORMATS = (".png", ".svg", ".pdf")
 BLUE, ORANGE, GREY, INK, PALE = "#2b6cb0", "#d1742b", "#555555", "#1b2430", "#c9ced6"
-_OF_ARM = {BASELINE: GREY, "token_drop": ORANGE, "sctd": BLUE, "random_drop": "#3a8a4d", "random_ltd": "#8a4fa3"}
+_BASELINE = "baseline"
+_OF_ARM = {_BASELINE: GREY, "token_drop": ORANGE, "sctd": BLUE, "random_drop": "#3a8a4d", "random_ltd": "#8a4fa3"}
 _IN_TURN = (BLUE, ORANGE, "#3a8a4d", "#8a4fa3", "#b83232", "#7a5a3a", "#c2528b", GREY, "#9a9a1f", "#1f9a9a")
 _WIDTH, _DPI = 9.0, 150  # inches
 # Text stays text: the browser has the glyphs of all scripts, and the page can be searched.
@@ -378,7 +378,7 @@ def similarity_gaps(curves: Mapping[str, Record]) -> dict[str, list[tuple[int, f
 
     Empty where there is no baseline among them, or more than one.
     """
-    baselines = [curve for curve in curves.values() if curve["arm"] == BASELINE]
+    baselines = [curve for curve in curves.values() if curve["arm"] == _BASELINE]
     if len(baselines) != 1:
         return {}
     reference = {point["step"]: point["cosine"] for point in baselines[0]["points"]}

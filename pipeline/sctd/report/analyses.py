@@ -9,7 +9,6 @@ from typing import Any
 from sctd.config import BASELINE
 from sctd.evaluate.ablate.ablations import Line, Variant
 from sctd.evaluate.results import Record, probe_key
-from sctd.objective.flops import saving
 from sctd.present import pictures
 from sctd.present.page import Part, Section
 from sctd.present.pictures import Dots, Picture
@@ -20,6 +19,7 @@ from sctd.report.gather import Ablation, Evaluation
 from sctd.report.groups import RunGroup, partners
 from sctd.report.paper import Column
 from sctd.report.scores import Subject, common_columns, percent
+from sctd.train.flops import saving
 
 _APART = {"at another step": "step", "on other sentences": "data"}  # why probes are not compared
 _LEAST_RANKED = 4  # rows that a rank correlation is worth a word of

@@ -17,7 +17,7 @@ from sctd.errors import UserError
 from sctd.evaluate.ablate.ablations import ABLATION, Line, Variant, read_ablation, read_line
 from sctd.evaluate.encoder import ENCODER, EVALUATION, distinct_names, read_mark
 from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cells, read_drift, read_probes
-from sctd.objective.flops import flops_until
+from sctd.train.flops import flops_until
 from sctd.train.keep.attempts import read_attempts
 from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import latest, read_metrics

@@ -7,12 +7,12 @@ from typing import Any
 
 from sctd.config import ARMS, BASELINE, to_dict
 from sctd.evaluate.results import Record
-from sctd.objective.flops import saving
 from sctd.present.pictures import colours
 from sctd.present.table import mean_of
 from sctd.report.gather import Inputs, Run
 from sctd.report.paper import SHAPES, TITLES
 from sctd.report.stats import Difference, welch
+from sctd.train.flops import saving
 
 TOKEN_DROP, SCTD = "token_drop", "sctd"
 FAMILIES = {"bert": "BERT", "modernbert": "ModernBERT"}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sctd.evaluate.results import Record, Score
-from sctd.objective.flops import saving
 from sctd.present.page import Part, Section
 from sctd.present.pictures import Curve, Panel, Picture, grid, height_of
 from sctd.present.table import NOTHING, PAPER, Cell, Heading, Number, Table, cost, number, over, spread_of
@@ -16,6 +15,7 @@ from sctd.report.gather import Evaluation, finite, key_of
 from sctd.report.groups import RunGroup, baseline_of
 from sctd.report.paper import Column, Layout, Row
 from sctd.report.training import curves
+from sctd.train.flops import saving
 from sctd.train.keep.metrics import EVALUATED
 
 _COLUMNS = 10  # of scores beside each other

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sctd.objective.build import build_hook
-from sctd.objective.flops import saving
 from sctd.present import pictures
 from sctd.present.page import Section
 from sctd.present.pictures import Curve, Panel, Picture, grid
@@ -19,6 +18,7 @@ from sctd.present.words import as_flops, as_hours, as_saving, counted, listed, s
 from sctd.report import paper
 from sctd.report.gather import Run, finite
 from sctd.report.groups import RunGroup, baseline_of, loss_apart, saved
+from sctd.train.flops import saving
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""The run: processes, engine, loop, checkpoints, monitoring and export."""
+"""The run: engine, loop, what it keeps on disk, its FLOPs, and its submission as a SLURM job."""
 
 import os
 

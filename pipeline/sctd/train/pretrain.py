@@ -21,7 +21,6 @@ from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
 from sctd.objective.build import bert_shape, build_hook, build_model, row_lengths
-from sctd.objective.flops import Work
 from sctd.schedule import learning_rate
 from sctd.train.engine.devices import device_peak, fastest_precision
 from sctd.train.engine.distributed import World, barrier, from_main, init_world
@@ -29,6 +28,7 @@ from sctd.train.engine.engine import StepWatch, build_engine
 from sctd.train.engine.launch import Launch, discover
 from sctd.train.engine.muon import describe
 from sctd.train.engine.resolve import read_deepspeed_json, resolve
+from sctd.train.flops import Work
 from sctd.train.keep import checkpoint
 from sctd.train.keep.attempts import attempt
 from sctd.train.keep.checkpoint import Progress

@@ -29,7 +29,6 @@ from sctd.evaluate.finetune.finetune import Options, finetune
 from sctd.evaluate.tasks.locate import find_files
 from sctd.evaluate.tasks.task import load_tasks
 from sctd.files import write_atomically
-from sctd.jobs.submit import Allocation, limit_seconds, submit
 from sctd.present.table import as_text
 from sctd.train.keep.checkpoint import checkpoints
 from sctd.train.keep.export import record_at
@@ -37,6 +36,7 @@ from sctd.train.keep.metrics import format_seconds
 from sctd.train.keep.preemption import EXIT_STOPPED
 from sctd.train.keep.run_folder import check_run_dir, check_same_run
 from sctd.train.pretrain import check
+from sctd.train.submit import Allocation, limit_seconds, submit
 
 _LOG = "pretrain.log"  # in the folder of a run: what its process said
 _ERROR = "sctd: error: "

@@ -22,8 +22,8 @@ from sctd.errors import UserError
 from sctd.evaluate.encoder import evaluation_folder, is_of_others
 from sctd.evaluate.results import Score, best_scores, read_cells
 from sctd.files import read_json_object, write_atomically
-from sctd.objective.flops import flops_until, saving
 from sctd.present.table import Table, as_markdown
+from sctd.train.flops import flops_until, saving
 from sctd.train.keep import checkpoint
 from sctd.train.keep.export import CORPUS_COPY, EXPORT, read_facts, record_at
 from sctd.train.keep.metrics import read_metrics

@@ -13,12 +13,12 @@ from sctd.config import Config
 from sctd.data.draws import STREAM_DROPOUT, hash64
 from sctd.data.masking import Masker
 from sctd.data.stream import Rows, TrainStream
-from sctd.objective.flops import Work
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.schedule import Schedule
 from sctd.train.engine.distributed import World
 from sctd.train.engine.engine import StepWatch
+from sctd.train.flops import Work
 from sctd.train.keep.checkpoint import Progress
 from sctd.train.keep.preemption import Mailbox
 from sctd.train.loop.evaluation import Evaluation

@@ -12,9 +12,9 @@ import sctd
 from sctd.config import load_config
 from sctd.errors import RunError, UserError
 from sctd.files import write_atomically
-from sctd.jobs.slurm import seconds_of
 from sctd.train.keep.run_folder import check_run_dir, check_same_run
 from sctd.train.pretrain import check
+from sctd.train.slurm import seconds_of
 
 _ONE_WORD = re.compile(r"[^\s*?\"'\\$`]+")  # for a shell, without quotes
 _WARNING = 600  # seconds before the limit at which ranks are told to save
