@@ -6,7 +6,7 @@
 # OUT gets a log and the result files. With CORPUS, a folder made by `sctd prepare` (rows of 128 tokens), the backends
 # are trained against each other too. Each part runs whatever became of the one before it.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${1:?usage: gpu.sh OUT [CORPUS]}
 corpus=${2:-}
 mkdir -p "$out"

@@ -4,7 +4,8 @@
     python tests/mutants.py 3 17        two of them
     python tests/mutants.py --list
 
-A fault that its tests do not notice has survived: a test was weakened, or lost. The exit code is 1 then.
+A fault that its tests do not notice has survived: a test was weakened, or lost. The exit code is 1 then, and where
+pytest does not get as far as a failing test.
 """
 
 import argparse
@@ -93,10 +94,10 @@ def main() -> int:
             file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
             code = run(tree, mutant.tests)
             file.write_text(text, encoding="utf-8")
-            survivors += code == 0
+            survivors += code != 1
             said = {0: "SURVIVED", 1: "killed"}.get(code, f"pytest ended with {code}")
             print(f"{number:>2}  {said:<9} {mutant.file}: {mutant.old}  ->  {mutant.new}", flush=True)
-    print(f"{len(chosen)} mutants, {survivors} survived")
+    print(f"{len(chosen)} mutants, {survivors} not killed")
     return int(survivors > 0)
 
 

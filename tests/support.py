@@ -1,6 +1,7 @@
 """The command line as a user calls it, for tests of whole runs."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -25,7 +26,8 @@ MASK32 = 0xFFFFFFFF
 
 
 class Child:
-    """`sctd ARGUMENTS` in a child of the nursery: what subprocess.Popen is, so far as tests need it.
+    """`sctd ARGUMENTS` in a child of the nursery: what subprocess.Popen is, so far as tests need it. Killed when this
+    is deleted.
 
     Args:
         merged: standard error goes where standard output goes.
@@ -43,23 +45,29 @@ class Child:
     ) -> None:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.connect(nursery())
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(300)  # for the nursery to start
         call = {
             "program": str(program),
             "arguments": [str(argument) for argument in arguments],
             "folder": str(cwd),
             "environment": environment() | variables,
         }
-        streams = [self._out.fileno(), self._err.fileno()]
-        socket.send_fds(self._socket, [json.dumps(call).encode()], streams)
-        self.pid = int(self._socket.recv(64))
+        descriptors = [file.fileno() for file in (self._out, self._err, theirs)]
+        with theirs:
+            socket.send_fds(nursery(), [json.dumps(call).encode()], descriptors)
+        self.pid = self._hear()
         self.returncode: int | None = None
+
+    def _hear(self) -> int:
+        said = self._socket.recv(64)
+        assert said, "the nursery has ended"
+        return int(said)
 
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
         if self.returncode is None and select.select([self._socket], [], [], 0)[0]:
-            self.returncode = int(self._socket.recv(64))
+            self.returncode = self._hear()
         return self.returncode
 
     def wait(self, timeout: float = 600) -> int:
@@ -80,7 +88,9 @@ class Child:
         return _text(self._out)
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it is just ending
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -95,14 +105,15 @@ def _text(file: IO[bytes]) -> str:
 
 
 @functools.cache
-def nursery() -> str:
-    """The socket of nursery.py, started when it is first needed."""
-    path = f"{tempfile.mkdtemp(prefix='sctd-')}/nursery"
-    process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "nursery.py"), path], env=environment())
-    atexit.register(process.kill)
-    until(lambda: process.poll() is not None or Path(path).exists(), "the nursery", 120)
-    assert process.poll() is None, "the nursery did not start"
-    return path
+def nursery() -> socket.socket:
+    """The way to nursery.py, which is started when it is first needed and ends with this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, str(ROOT / "tests" / "nursery.py"), str(theirs.fileno())]
+    process = subprocess.Popen(command, env=environment(), pass_fds=[theirs.fileno()])
+    theirs.close()
+    atexit.register(process.wait)
+    atexit.register(ours.shutdown, socket.SHUT_RDWR)  # called before `wait`
+    return ours
 
 
 def sctd(*arguments: Any, ranks: int = 0, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -115,15 +126,18 @@ def sctd(*arguments: Any, ranks: int = 0, cwd: Path = ROOT, **variables: str) ->
         out, err = child.communicate()
         return subprocess.CompletedProcess(arguments, child.wait(), out, err)
     children = start_ranks(*arguments, ranks=ranks, cwd=cwd, **variables)
-    codes: list[int | None] = []
-    while None in (codes := [each.poll() for each in children]) and not any(codes):
-        time.sleep(0.05)
+    codes = until(lambda: _codes(children), "the end of all ranks, or the failure of one", 600)
     for each in children:
-        if each.poll() is None:
-            each.terminate()
+        each.terminate()
     said = [each.communicate() for each in children]
     code = next((code for code in codes if code), 0)
     return subprocess.CompletedProcess(arguments, code, *("".join(texts) for texts in zip(*said, strict=True)))
+
+
+def _codes(children: Sequence[Child]) -> list[int | None]:
+    """The exit codes, once all have ended or one has failed; until then nothing."""
+    codes = [each.poll() for each in children]
+    return codes if any(codes) or None not in codes else []
 
 
 def start_ranks(*arguments: Any, ranks: int, **more: Any) -> list[Child]:

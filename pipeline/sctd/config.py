@@ -79,7 +79,7 @@ class ModelConfig:
     """The encoder, and which of its layers drop tokens."""
 
     family: str = setting("bert", "modernbert: pre-norm, rotary positions, GeGLU, no biases", FAMILIES)
-    vocab_size: int = setting(0, "number of token ids; 0: as the tokenizer has", ge=0)
+    vocab_size: int = setting(0, "number of token ids; 0: the tokenizer's", ge=0)
     layers: int = setting(12, "number of layers, even", ge=2)
     hidden_size: int = setting(768, "width of the hidden states", ge=1)
     heads: int = setting(12, "attention heads; they divide model.hidden_size", ge=1)
@@ -103,7 +103,7 @@ class ModelConfig:
 class AttentionConfig:
     """What a token attends to."""
 
-    scope: str = setting("row", "each token's row, or its document in the row", ("row", "document"))
+    scope: str = setting("row", "tokens attend to their row, or to their document in it", ("row", "document"))
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """What updates the weights."""
 
-    name: str = setting("adamw", "muon: Muon for the layers' matrices, else AdamW",
+    name: str = setting("adamw", "muon: Muon for the layers' matrices, AdamW for the rest",
                         ("adamw", "muon", "deepspeed_adamw", "apex_adam", "apex_lamb"))  # fmt: skip
     lr: float = setting(2e-4, "peak learning rate", gt=0)
-    muon_lr: float = setting(0.02, "peak learning rate of what Muon moves", gt=0)
+    muon_lr: float = setting(0.02, "peak learning rate of Muon's matrices", gt=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "Adam's decay rates of the two moments", ge=0, lt=1)
     eps: float = setting(1e-6, "Adam's epsilon", ge=0)
     weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
@@ -167,7 +167,7 @@ class TrainConfig:
     timeout: float = setting(1800.0, "seconds a rank waits for data or other ranks", ge=1, le=_WEEK)
     log_every: int = setting(10, "steps between records in metrics.jsonl", ge=1)
     valid_every: int = setting(0, "steps between validations; 0: only at the end", ge=0)
-    valid_rows: int = setting(1024, "at most so many rows in a validation", ge=1)
+    valid_rows: int = setting(1024, "held-out rows per validation, at most", ge=1)
     save_every: int = setting(0, "steps between checkpoints; 0: only at the end", ge=0)
     keep_checkpoints: int = setting(2, "newest checkpoints to keep", ge=1)
     async_save: bool = setting(True, "write checkpoints while training goes on")
@@ -360,7 +360,8 @@ def validate(config: Config) -> None:
     for key, item in keys().items():
         value, choices = operator.attrgetter(key)(config), item.metadata["choices"]
         if choices and value not in choices:
-            raise UserError(f"config key '{key}' is {value!r}: {nearest(str(value), map(str, choices))}")
+            hint = nearest(value, choices) if isinstance(value, str) else f"known: {', '.join(map(str, choices))}"
+            raise UserError(f"config key '{key}' is {value!r}: {hint}")
     for holds, key, wanted in itertools.chain(_bounds(config), _combinations(config)):
         if not holds:
             value = json.loads(json.dumps(operator.attrgetter(key)(config)))  # tuples as lists, as users write them
@@ -377,13 +378,16 @@ def _bounds(config: Config) -> Iterator[_Rule]:
     # Section `train` first: other keys are bounded by train.steps.
     for key, item in sorted(keys().items(), key=lambda pair: not pair[0].startswith("train.")):
         value = operator.attrgetter(key)(config)
+        limits, said = [], []
+        for name, bound in item.metadata["bounds"].items():
+            words, holds = BOUNDS[name]
+            limit = operator.attrgetter(bound)(config) if isinstance(bound, str) else bound
+            limits.append((holds, limit))
+            said.append(f"{words} {bound}={limit}" if isinstance(bound, str) else f"{words} {bound}")
+        wanted = ("a list of numbers " if isinstance(value, tuple) else "") + " and ".join(said)
         for number in value if isinstance(value, tuple) else (value,):
             yield not isinstance(number, float) or math.isfinite(number), key, "finite"
-            for name, bound in item.metadata["bounds"].items():
-                words, holds = BOUNDS[name]
-                limit = operator.attrgetter(bound)(config) if isinstance(bound, str) else bound
-                wanted = f"{words} {bound}={limit}" if isinstance(bound, str) else f"{words} {bound}"
-                yield number is None or holds(number, limit), key, wanted
+            yield number is None or all(holds(number, limit) for holds, limit in limits), key, wanted
 
 
 def _combinations(config: Config) -> Iterator[_Rule]:
@@ -424,5 +428,5 @@ def _combinations(config: Config) -> Iterator[_Rule]:
 
     evaluation, every = config.evaluation, "0, unless evaluation.probes or evaluation.task says what to evaluate"
     yield not evaluation.every or bool(evaluation.probes or evaluation.task), "evaluation.every", every
-    masked = all(text.count("[MASK]") == 1 for text in config.run.examples)
-    yield masked, "run.examples", "sentences with one [MASK] each"
+    wrong = [text for text in config.run.examples if text.count("[MASK]") != 1]
+    yield not wrong, "run.examples", f"sentences with one [MASK] each, unlike {wrong[:1]}"

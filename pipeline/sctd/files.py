@@ -31,9 +31,12 @@ def write_atomically(path: Path, text: str) -> None:
     """The file has the old text or the new one, whatever happens meanwhile, and it is on disk."""
     own = f"{os.getpid()}-{threading.get_ident()}"  # two processes or threads may write the same file
     temporary = path.with_name(f".{path.name}.{own}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # after an error, such as a full disk
     sync(path.parent)
 
 

@@ -101,6 +101,22 @@ def test_a_link_to_an_empty_folder(tmp_path: Path, source: str) -> None:
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "vocab.txt").is_file()
 
 
+def test_a_folder_that_was_filled_meanwhile_is_not_replaced(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, save = tmp_path / "out" / "thesis.tex", module.save_tokenizer
+
+    def fill(*arguments: Any) -> None:
+        mine.parent.mkdir()
+        mine.touch()
+        save(*arguments)
+
+    monkeypatch.setattr(module, "save_tokenizer", fill)
+    with pytest.raises(OSError, match="not empty"):
+        run([source], mine.parent)
+    assert mine.is_file()
+
+
 def test_refusals(tmp_path: Path, source: str) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")

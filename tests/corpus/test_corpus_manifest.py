@@ -99,6 +99,8 @@ def test_wrong_types_are_named(tmp_path: Path) -> None:
         assert "not a list of ascending lengths" in error(tmp_path)
     change(tmp_path, "splits", "16", "train", "shards", value=[3])
     assert "key 'shards' is of the wrong type (int)" in error(tmp_path)
+    change(tmp_path, "splits", "all", value={})
+    assert "key 'splits' has keys that are not numbers" in error(tmp_path)
 
 
 def test_inconsistent_rows_and_shards_outside_the_folder(tmp_path: Path) -> None:

@@ -151,7 +151,18 @@ def test_a_killed_worker_is_named_with_its_file(
     claims = tmp_path / ".corpus.work" / "claims" / "encode"
     until(lambda: {"0", "1"} <= set(left_behind(claims).values()), "a claim of each worker")
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-    workers[0].send_signal(signal.SIGKILL)
+    first = min(workers, key=lambda worker: worker.pid)
+
+    def stands_at_a_piece() -> bool:
+        """Worker 0 is stopped with a piece in its hands; else it goes on."""
+        first.suspend()
+        if "0" not in left_behind(claims).values():
+            first.resume()
+            return False
+        return True
+
+    until(stands_at_a_piece, "a claim of worker 0")
+    first.kill()
     assert process.wait(60) == 74
     said = (tmp_path / "log").read_text()
     assert "was killed by SIGKILL at " in said and "start again to continue" in said

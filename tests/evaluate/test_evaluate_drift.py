@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 from sctd.cli import main
 from sctd.config import Config
 from sctd.corpus.manifest import read_manifest
+from sctd.errors import UserError
 from sctd.evaluate.analyse.drift import Reconstructor, SentenceEncoder, Sentences, _similarity, _spans, sample_sentences
 from sctd.evaluate.encoder import open_encoder
 from sctd.present.pictures import draw_drift, similarity_gaps
@@ -118,6 +119,13 @@ def test_the_importance_of_the_checkpoint_chooses(runs: dict[str, Path], sample:
 
 
 @needs_encoder
+def test_a_checkpoint_without_importance_is_refused(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sctd.train.keep.checkpoint.read_importance", lambda path: None)
+    reconstructor(runs["baseline"], 12)
+    with pytest.raises(UserError, match="no importance scores"):
+        reconstructor(runs["sctd"], 12)
+
+
 def test_the_same_sentence_has_cosine_one_and_another_less() -> None:
     embed = SentenceEncoder(PACKAGE)
     texts = ["The cat sat on the mat.", "Returns a list of numbers.", "It rains in Paris today."]

@@ -201,6 +201,7 @@ def test_dropped_layers_are_shaded_where_they_are() -> None:
 def test_arms_have_their_colours_where_they_tell_runs_apart() -> None:
     assert colours({"x": "sctd", "y": "baseline"}) == {"x": "#2b6cb0", "y": "#555555"}
     assert len(set(colours({"x": "sctd", "y": "sctd", "z": None}).values())) == 3
+    assert {*colours({"a": None, "b": None}, taken=["#2b6cb0", "#d1742b"]).values()}.isdisjoint({"#2b6cb0", "#d1742b"})
 
 
 # ---- bad input

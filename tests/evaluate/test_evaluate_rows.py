@@ -372,6 +372,7 @@ def test_a_missing_file_names_places_and_forms(tmp_path: Path) -> None:
         ("\n\n", "is empty"),
         (b"sentence\tlabel\nab\xe9\t1\n", "the byte at offset 17 is not UTF-8"),
         (b"\xff\xfes\x00", "the byte at offset 0 is not UTF-8"),
+        (b"sentence\tlabel\na\t2\nb\xe9\t1\n", "line 2: label '2' is not one of"),  # what comes first
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, text: str | bytes, problem: str) -> None:
@@ -471,7 +472,7 @@ def test_own_csv_with_broken_quotes(tmp_path: Path) -> None:
     save(tmp_path / "t.csv", 'a,l\n"x" y,1\n')
     assert "t.csv, line 2: not valid CSV" in refused(lambda: read_rows(load_task(spec), "train", None))
     save(tmp_path / "t.csv", 'a,l\n"x,1\n')
-    assert "not valid CSV" in refused(lambda: read_rows(load_task(spec), "train", None))
+    assert "t.csv, line 2: not valid CSV" in refused(lambda: read_rows(load_task(spec), "train", None))
 
 
 def test_own_tags(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_page_stands_for_itself_and_has_everything(whole_report: Path) -> No
     for expected in (
         "Arms & <more>", "2 pretraining runs (baseline and SCTD; seed 1)", "4 layers of 32", "Losses", "Semantic drift",
         "10 optimizer steps of 8 rows", "Cost", "Scores over training", "What each layer knows", "ablations",
-        "Exactly what was run", "bert-base-uncased", "paper, base: SCTD", "There is one pretraining run an arm",
+        "Exactly what was run", "bert-base-uncased", "paper, base: SCTD", "There is one pretraining run per arm",
     ):  # fmt: skip
         assert expected in said, expected
     files = whole_report.with_name("report-tables")
@@ -320,7 +320,7 @@ def test_the_curve_has_the_unigram_entropy_the_breakthrough_and_the_phases(runs:
 def test_one_run_alone(runs: Runs, tmp_path: Path) -> None:
     said = undrawn(tmp_path / "r.html", runs("sctd"))
     assert "1 pretraining run (SCTD; seed 1)" in said
-    assert "nothing of it in these folders: scores, scores over training, probing, drift and ablations." in said
+    assert "Not in these folders, and left out: scores, scores over training, probing, drift and ablations." in said
     assert "There is no baseline on the same model, data and steps for SCTD" in said
     for missing in ("Runs of baseline and token drop.", "Semantic drift over training", "Figures 4 and 8", "Table 4"):
         assert missing in said
@@ -329,7 +329,7 @@ def test_one_run_alone(runs: Runs, tmp_path: Path) -> None:
 def test_a_run_without_a_step(runs: Runs, tmp_path: Path) -> None:
     empty, other = runs("sctd", "begun"), runs("baseline")
     (empty / "metrics.jsonl").unlink()
-    assert "Without any step on record so far: begun." in prose(report(tmp_path / "r.html", other, empty))
+    assert "Without a recorded step so far: begun." in prose(report(tmp_path / "r.html", other, empty))
     report(tmp_path / "alone.html", empty)
 
 
@@ -354,7 +354,7 @@ def test_what_differs_in_more_than_the_method_is_not_compared(runs: Runs, tmp_pa
         write_cells(at_step(place), "rte", {"accuracy": [0.5, 0.6]})
     out = tmp_path / "r.html"
     said = undrawn(out, *places)
-    assert "These runs are not all of one kind: they differ in optimizer.lr beside the method" in said
+    assert "These runs differ in optimizer.lr, not only in the method" in said
     assert not (tmp_path / "r-tables" / "difference-1.csv").exists()
     assert table(out, "cost")["SCTD"]["hours vs. baseline"] == ""
     assert {row["baseline"] for row in table(out, "recipes").values()} == {"0.001"}
@@ -582,12 +582,12 @@ def test_only_a_report_is_replaced(runs: Runs, tmp_path: Path, capsys: pytest.Ca
     assert "there is no folder" in refused(capsys, run, "--out", tmp_path / "no" / "r.html")
     assert "ends in .html" in refused(capsys, run, "--out", tmp_path / "r.pdf")
     out.write_text("<html>mine</html>", encoding="utf-8")
-    assert "is there and no report of sctd" in refused(capsys, run, "--out", out)
+    assert "exists and is not a report of sctd" in refused(capsys, run, "--out", out)
     assert out.read_text(encoding="utf-8") == "<html>mine</html>"
     out.unlink()
     files = tmp_path / "r-tables"
     files.mkdir()
-    assert "r-tables is there and no report of sctd" in refused(capsys, run, "--out", out)
+    assert "r-tables exists and is not a report of sctd" in refused(capsys, run, "--out", out)
     files.rmdir()
     first = report(out, run)
     (files / "stale.csv").touch()

@@ -85,6 +85,11 @@ def test_the_papers_averages_are_those_of_its_scores() -> None:
         assert paper_average(row, layout, layout.columns) == pytest.approx(row.average, abs=0.011), row
 
 
+def test_the_papers_scores_have_its_digits() -> None:
+    squad = next(column for column in paper.QUESTIONS.columns if column.task == "squad2")  # 79.16, 81.50, ...
+    assert paper.QUESTIONS.digits(squad) == 2 and {*map(paper.GLUE.digits, paper.GLUE.columns)} == {1}
+
+
 def test_the_papers_savings_are_those_of_its_hours() -> None:
     for layout in paper.LAYOUTS:
         for row in layout.rows:

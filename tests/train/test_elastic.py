@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sctd.errors import UserError
 from sctd.jobs.verify import compare
 from sctd.train.engine.state import StateFiles
-from sctd.train.keep.checkpoint import newest_whole, read_weights
+from sctd.train.keep.checkpoint import newest_whole, read_importance, read_weights
 from support import records, sctd, train
 
 # Attention's dropout is drawn for each rank; all other dropout belongs to the rows and stays on.
@@ -55,6 +55,8 @@ def test_another_job_continues_it(
     ended, expected_weights = (read_weights(newest_whole(run) or run) for run in (run_dir, whole))
     for name, tensor in expected_weights.items():
         torch.testing.assert_close(ended[name], tensor, rtol=0, atol=1e-5)
+    tables = [read_importance(newest_whole(run) or run) for run in (run_dir, whole)]
+    torch.testing.assert_close(*tables, rtol=1e-4, atol=0)
 
 
 def test_stretches_are_put_together_from_any_files(tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ def bench(
 def _read_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
     if not found:
-        raise UserError(f"--sizes: {text.strip()!r} is no size: write ROWSxLENGTH, say 4x512")
+        raise UserError(f"--sizes: {text.strip()!r} is not a size: write ROWSxLENGTH, such as 4x512")
     return int(found[1]), int(found[2])

@@ -15,7 +15,7 @@ _COLUMNS = "  {:<23}{:<13}{:<14}"  # key, default, type; the explanation takes t
 
 
 def add_verb(verbs: Any) -> None:
-    """Add it to the command line's."""
+    """Add this verb to the command line."""
     verb = arguments.add_verb(verbs, "config", "explain the keys of a recipe: type, default and meaning", _config)
     verb.add_argument("name", nargs="?", help="section (train) or key (train.steps, or just steps); default: all")
 

@@ -15,13 +15,13 @@ SOURCES = (
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add them to the command line's."""
+    """Add these verbs to the command line."""
     verb = add_verb(verbs, "prepare", "turn raw text into a tokenizer and packed rows", _prepare)
     _add_sources(verb)
     verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
-    verb.add_argument("--seq-len", default="512", metavar="N[,N]", help="tokens a row; 128,512 packs both")
-    verb.add_argument("--valid-fraction", type=float, default=0.01, help="share of documents held out")
+    verb.add_argument("--seq-len", default="512", metavar="N[,N]", help="tokens per row; 128,512 packs both")
+    verb.add_argument("--valid-fraction", type=float, default=0.01, metavar="SHARE", help="share of documents held out")
     verb.add_argument("--seed", type=int, default=1, help="seed of order and held-out split")
     verb.add_argument(
         "--weight", action="append", default=[], metavar="NAME=SHARE", help="share of a source in the training samples"
@@ -46,7 +46,7 @@ def add_verbs(verbs: Any) -> None:
         "--near-duplicates",
         type=float,
         metavar="SIMILARITY",
-        help="leave out documents with this Jaccard similarity to an earlier one or more, such as 0.8",
+        help="leave out documents that are at least so similar to an earlier one (Jaccard), such as 0.8",
     )
     verb.add_argument("--shard-plan", default="64MB", metavar="SIZE", help="text in one piece of work")
     verb.add_argument("--workers", type=positive, metavar="N", help="processes on this machine (default 1)")
@@ -62,8 +62,8 @@ def add_verbs(verbs: Any) -> None:
     verb = add_verb(verbs, "inspect", "show rows of a corpus, masked as training will see them", _inspect)
     verb.add_argument("corpus", type=Path, help="folder made by `sctd prepare`")
     verb.add_argument("--rows", type=int, default=3, help="rows to show")
-    verb.add_argument("--seq-len", type=int, help="row length, if the corpus has several (default: the longest)")
-    verb.add_argument("--split", choices=("train", "valid"), default="train", help="which rows")
+    verb.add_argument("--seq-len", type=int, help="length of the rows to show (default: the longest)")
+    verb.add_argument("--split", choices=("train", "valid"), default="train", help="part of the corpus")
     verb.add_argument("--seed", type=int, default=1, help="run.seed of the training")
 
 

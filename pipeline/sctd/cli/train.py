@@ -14,7 +14,7 @@ _DEEPSPEED = "DeepSpeed configuration; where both set a value, it wins over the 
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add them to the command line's."""
+    """Add these verbs to the command line."""
     verb = add_verb(verbs, "pretrain", "train the model of a recipe", _pretrain)
     add_recipe(verb)
     verb.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help=_DEEPSPEED)
@@ -32,10 +32,10 @@ def add_verbs(verbs: Any) -> None:
     add_recipe(verb, default="bert-base-sctd")
     verb.add_argument("--sizes", default="4x512,16x128", metavar="ROWSxLENGTH,...", help="batches to time")
     arms = "full, drop, align, random_ltd, deepspeed_random_ltd"
-    text = f"some of {arms} (default: all); drop and align together give the mean step of SCTD"
+    text = f"some of {arms} (default: all); with drop and align also the mean step of SCTD"
     verb.add_argument("--arms", metavar="NAME,...", help=text)
     verb.add_argument("--rounds", type=int, default=5, help="timings per median")
-    verb.add_argument("--out", type=Path, default=Path("."), help="for the results")
+    verb.add_argument("--out", type=Path, default=Path("."), help="folder for the results")
     verb.add_argument("--kernels", action="store_true", help="time the kernels instead of whole steps")
     verb.add_argument("--profile", action="store_true", help="trace one DROP step and one ALIGN step instead")
 

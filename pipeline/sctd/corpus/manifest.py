@@ -1,6 +1,7 @@
 """manifest.json: what a prepared corpus holds, how it was made, and the hashes of its shards."""
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -115,8 +116,9 @@ def read_manifest(folder: Path) -> Manifest:
         state = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); run `sctd prepare` again") from error
-    version = state.get("format_version") if isinstance(state, dict) else None
-    if version != FORMAT_VERSION:
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: not a JSON object; run `sctd prepare` again")
+    if (version := state.get("format_version")) != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {version!r}, this code reads {FORMAT_VERSION}; run `sctd prepare` again or use "
             "the sctd that made it"
@@ -169,22 +171,31 @@ def corpus_files(manifest: Manifest) -> Iterator[Shard | Ends]:
 def from_json(kind: Any, value: Any, key: str = "") -> Any:
     """`value`, as JSON has it, as an object of type `kind`: a dataclass of this module or the type of a field. `key`:
     where it was found. ValueError naming the first key that is missing or of another type."""
+    if type(value) is kind:
+        return value
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
+        made = typing.cast(type, kind)
+        hints = _hints(made)
         for name in hints:
             _require(name in value, f"key {name!r} is missing")
-        return typing.cast(type, kind)(**{name: from_json(hint, value[name], name) for name, hint in hints.items()})
+        return made(**{name: from_json(hint, value[name], name) for name, hint in hints.items()})
     if origin is tuple and isinstance(value, list):
         return tuple(from_json(inner[0], item, key) for item in value)
     if origin is dict and isinstance(value, dict):
+        _require(inner[0] is str or all(map(str.isdecimal, value)), f"key {key!r} has keys that are not numbers")
         return {inner[0](name): from_json(inner[1], item, name) for name, item in value.items()}
     if origin is types.UnionType:
         return None if value is None else from_json(inner[0], value, key)
     if kind is float and type(value) is int:
         return float(value)
-    _require(kind is Any or type(value) is kind, f"key {key!r} is of the wrong type ({type(value).__name__})")
+    _require(kind is Any, f"key {key!r} is of the wrong type ({type(value).__name__})")
     return value
+
+
+@functools.cache  # a manifest has thousands of shards
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _check(manifest: Manifest) -> None:

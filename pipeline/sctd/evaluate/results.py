@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sctd.errors import UserError
-from sctd.evaluate.encoder import ENCODER, EVALUATION, is_of_others
+from sctd.evaluate.encoder import ENCODER, EVALUATION, evaluation_folder, is_of_others
 from sctd.files import read_json_object
 from sctd.train.keep import checkpoint
 
@@ -89,7 +89,7 @@ def read_probes(folder: Path) -> list[Record]:
 
 
 def drift_file(run_dir: Path) -> Path:
-    return run_dir / "evaluation" / "drift.json"
+    return run_dir / EVALUATION / "drift.json"
 
 
 def read_drift(run_dir: Path) -> Record | None:
@@ -150,7 +150,7 @@ def score_rows(run_dir: Path, step: int | None = None) -> list[tuple[str, str]]:
         newest = next((path for path in checkpoint.checkpoints(run_dir) if checkpoint.step_of(path) == step), None)
     if newest is None:
         return []
-    folder = run_dir / EVALUATION / f"step-{checkpoint.step_of(newest):08d}"
+    folder = evaluation_folder(run_dir, checkpoint.step_of(newest))
     if not (folder / ENCODER).is_file() or is_of_others(folder, newest):
         return []
     cells = read_cells(folder)

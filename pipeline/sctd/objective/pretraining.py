@@ -75,7 +75,7 @@ class PretrainingModel(nn.Module):
     @property
     def tables(self) -> dict[str, Tensor]:
         """What training moves beside the parameters, by name: float32 and whole on every rank, part of checkpoints."""
-        return {"importance": self.importance.scores_V} if self.importance is not None else {}
+        return {"scores": self.importance.scores_V} if self.importance is not None else {}
 
     def forward(
         self,

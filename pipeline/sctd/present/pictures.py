@@ -109,15 +109,16 @@ def require_picture(path: Path) -> None:
         raise UserError(f"--picture {path}: there is no folder {path.absolute().parent}: make it")
 
 
-def colours(arms: Mapping[str, str | None]) -> dict[str, str]:
+def colours(arms: Mapping[str, str | None], taken: Collection[str] = ()) -> dict[str, str]:
     """A colour for each name: its arm's where all have arms and no two the same, else one after the other.
 
     Args:
-        arms: of each name; None where it is not known.
+        arms: of each name; None where it is not known. taken: colours of other names, which are used last.
     """
     if len(set(arms.values())) == len(arms) and set(arms.values()) <= _OF_ARM.keys():
         return {name: _OF_ARM[str(arm)] for name, arm in arms.items()}
-    return {name: _IN_TURN[number % len(_IN_TURN)] for number, name in enumerate(arms)}
+    in_turn = sorted(_IN_TURN, key=lambda colour: colour in taken)
+    return {name: in_turn[number % len(in_turn)] for number, name in enumerate(arms)}
 
 
 # ---- axes ----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def probe_section(groups: Sequence[RunGroup], others: Sequence[Evaluation]) -> S
         return None
     section = Section("probing", "What each layer knows")
     section.parts.append(f"A linear classifier on frozen sentence vectors of each layer. {paper.PROBING}")
-    colour = pictures.colours({other.name: None for other in others}) | {group.label: group.colour for group in groups}
+    colour = {group.label: group.colour for group in groups}
+    colour = pictures.colours({other.name: None for other in others}, taken=colour.values()) | colour
     fill = pictures.draw_probes([(_title(curves), curves) for curves in tasks.values()], colour)
     note = "Shaded: layers that dropped tokens in training. Layer 0: embeddings."
     height = pictures.height_of(len(tasks), across=2, each=2.8)

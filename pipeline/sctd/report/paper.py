@@ -50,6 +50,11 @@ class Layout:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
+    def digits(self, column: Column) -> int:
+        """Behind the point, as the paper prints this column."""
+        place = self.columns.index(column)
+        return max(len(str(row.scores[place]).partition(".")[2]) for row in self.rows)
+
     def score(self, size: str, arm: str, column: Column) -> float | None:
         """The paper's, at its last step."""
         place = self.columns.index(column)

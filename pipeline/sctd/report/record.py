@@ -176,7 +176,7 @@ def _missing_runs(groups: Sequence[RunGroup]) -> list[str]:
         lines.append(f"{paper.STEPS:,} steps of {paper.ROWS:,} rows of {paper.LENGTH} tokens: 131 billion tokens.")
     lines.append("The corpus of the paper, which is BERT's (Wikipedia and books).")
     if all(len(group.runs) == 1 for group in groups):
-        lines.append("More than one pretraining seed an arm. (The paper does not say that it has more.)")
+        lines.append("More than one pretraining seed per arm. (The paper does not say that it has more.)")
     return lines
 
 
@@ -191,5 +191,5 @@ def _missing_scores(found: Sequence[Subject]) -> list[str]:
     lines = [f"Scores: {listed(list(absent))}."] if absent else []
     seeds = [len(score.values) for each in ours for e in each.evaluations for score in e.scores["best"].values()]
     if seeds and min(seeds) < paper.SEEDS:
-        lines.append(f"{paper.SEEDS} fine-tuning seeds a task: the fewest here are {min(seeds)}.")
+        lines.append(f"{paper.SEEDS} fine-tuning seeds per task: the fewest here are {min(seeds)}.")
     return lines

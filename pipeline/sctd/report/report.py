@@ -63,7 +63,7 @@ def sections_of(inputs: Inputs) -> list[Section]:
     }
     absent = [what for what, section in made.items() if section is None]
     if absent:
-        summary.parts.append(f"Left out, because there is nothing of it in these folders: {listed(absent)}.")
+        summary.parts.append(f"Not in these folders, and left out: {listed(absent)}.")
     there = [section for section in made.values() if section is not None]
     return [summary, *there, record_section(inputs, groups), missing_section(inputs, groups, found)]
 
@@ -124,7 +124,7 @@ def _require_free(out: Path, tables: Path) -> None:
     for path, mark in ((out, out), (tables, tables / _INDEX)):
         ours = mark.is_file() and _MARK in mark.read_text(encoding="utf-8", errors="replace")
         if path.exists() and not ours:
-            raise UserError(f"--out {out}: {path} is there and no report of sctd: choose another name")
+            raise UserError(f"--out {out}: {path} exists and is not a report of sctd: choose another name")
     strangers = [path.name for path in tables.glob("*") if path.suffix not in _WRITTEN]
     if strangers:
         raise UserError(

@@ -177,7 +177,7 @@ def _score_table(layout: Layout, found: Sequence[Subject], groups: Sequence[RunG
     for theirs in layout.rows:
         row = [f"paper, {theirs.size}: {paper.TITLES[theirs.arm]}", str(paper.SEEDS), number(theirs.steps)]
         row += [cost(theirs.hours, theirs.saving, as_hours), NOTHING] if budget else []
-        row += [number(theirs.scores[layout.columns.index(c)], str) for c in columns]
+        row += [number(theirs.scores[layout.columns.index(c)], f".{layout.digits(c)}f") for c in columns]
         for suite, of in of_suite.items():
             printed = theirs.average if is_whole[suite] else None
             row.append(number(paper_average(theirs, layout, of) if printed is None else printed, ".2f"))
@@ -212,10 +212,12 @@ def _note(layout: Layout, columns: Sequence[Column], budget: bool) -> str:
     said = "Percent; mean ± standard deviation over the seeds."
     if budget:
         said += " Hours and FLOPs up to the step, and how they compare with the baseline's whole training."
-    missing = [column.title.replace("\n", " ").rstrip(".") for column in layout.columns if column not in columns]
+    missing = [column for column in layout.columns if column not in columns]
     if missing:
-        said += f" Not measured here, and left out: {'; '.join(missing)}."
-        said += " Means of these are over the columns shown, in the paper's rows too." if layout.rows else ""
+        titles = [column.title.replace("\n", " ").rstrip(".") for column in missing]
+        said += f" Not measured here, and left out: {'; '.join(titles)}."
+    if layout.rows and {column.suite for column in missing} & {column.suite for column in columns}:
+        said += " Means of these are over the columns shown, in the paper's rows too."
     return said
 
 

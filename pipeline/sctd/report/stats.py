@@ -1,4 +1,4 @@
-"""What can be said of a difference: Welch's test over seeds, Holm's correction, Wilcoxon's test over tasks."""
+"""Tests of differences: Welch's over seeds, Holm's correction, Wilcoxon's over tasks, rank correlation."""
 
 import itertools
 import warnings

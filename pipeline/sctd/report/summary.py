@@ -42,9 +42,9 @@ def summary_section(inputs: Inputs, groups: Sequence[RunGroup], compared: Sequen
         parts.append("Absolute scores are comparable with the paper's only as far as data and corpus are the same.")
     if compared and all(len(group.runs) == 1 for group in groups):
         parts.append(
-            "There is one pretraining run an arm. The tests tell differences from the spread of fine-tuning and of "
-            "tasks; how much another pretraining seed would change is not measured, so none of them shows that an arm "
-            "is better."
+            "There is one pretraining run per arm. The tests compare differences with the spread of fine-tunings and "
+            "of tasks; what another pretraining seed would change is not measured, so no test shows that an arm is "
+            "better."
         )
     done = [(a, sum(line.finished for line, _ in a.lines)) for a in inputs.ablations]
     if done:
@@ -71,7 +71,7 @@ def tiles(inputs: Inputs, groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
     found = [
         (f"{len(runs) + len(ablated):,}", "pretraining runs"),
         (str(len({group.arm for group in groups})), "arms"),
-        (as_short(max((value for value in tokens if value), default=0)), "tokens a run, at most"),
+        (as_short(max((value for value in tokens if value), default=0)), "tokens per run, at most"),
         (as_hours(sum(value for value in hours if value)) + " h", "of pretraining in all"),
         (f"{cells:,}", "fine-tunings"),
     ]
@@ -110,8 +110,8 @@ def _warnings(groups: Sequence[RunGroup]) -> list[str]:
         said.append(f"Without a finite held-out loss at the end: {listed(lost)}.")
     if len({group.kind for group in groups}) > 1:
         said.append(
-            f"These runs are not all of one kind: they differ in {listed(differences(groups))} beside the method. They "
-            "are shown together, but only runs that differ in the method alone are compared."
+            f"These runs differ in {listed(differences(groups))}, not only in the method. They are shown together, but "
+            "only runs that differ in the method alone are compared."
         )
     alone = [g.label for g in groups if g.arm != BASELINE and baseline_of(g, groups) is None]
     if alone:

@@ -93,7 +93,7 @@ def loss_section(groups: Sequence[RunGroup]) -> Section:
     training = curves(groups, "step", "loss", smooth=True)
     silent = [run.name for group in groups for run in group.runs if not run.records]
     if silent:
-        section.parts.append(f"Without any step on record so far: {listed(silent)}.")
+        section.parts.append(f"Without a recorded step so far: {listed(silent)}.")
     if curves(groups, "step", "valid_loss"):
         rows = max(run.config.train.valid_rows for group in groups for run in group.trained)
         section.parts += [
@@ -255,16 +255,15 @@ def cost_section(groups: Sequence[RunGroup]) -> Section | None:
     hosts = {f"{a['host']} ({counted(a['ranks'], 'rank')})" for of in trained for run in of.runs for a in run.attempts}
     section.parts.append(
         "Times are as recorded by the runs, of training alone: without validation, evaluation and saving. Whether a "
-        "machine had other work meanwhile is not on record: savings by clock are as good as its quiet was, those by "
-        "FLOPs are exact."
+        "machine had other work meanwhile is not recorded, and would change the times; FLOPs are exact."
     )
     if len(hosts) > 1:
-        section.parts.append(f"The runs were on {listed(sorted(hosts))}: clocks compare these too.")
+        section.parts.append(f"The runs were on {listed(sorted(hosts))}: times compare these machines too.")
     section.parts.append(_cost_table(trained))
     shown = [group for group in trained if saved("hours", group, baseline_of(group, trained)) is not None]
     if shown:
         section.parts.append(_cost_picture(shown, trained))
-    speeds = [Panel(curves(trained, "step", "tokens_per_s", smooth=True), "tokens a second", from_zero=True)]
+    speeds = [Panel(curves(trained, "step", "tokens_per_s", smooth=True), "tokens per second", from_zero=True)]
     shares = curves(trained, "step", "mfu", smooth=True)
     speeds.append(Panel([replace(c, y=[100 * y for y in c.y]) for c in shares], "MFU (%)", from_zero=True))
     shown_speeds = [panel.draw for panel in speeds if panel.curves]
@@ -315,7 +314,7 @@ def _cost_table(groups: Sequence[RunGroup]) -> Table:
         ])  # fmt: skip
     note = (
         "Hours and FLOPs are compared with the baseline on as many steps. FLOPs: matrix products of forward and "
-        "backward, by formula. MFU: those FLOPs a second, relative to the device's peak. The paper has neither FLOPs "
+        "backward, by formula. MFU: those FLOPs per second, relative to the device's peak. The paper has neither FLOPs "
         "nor throughput; its tokens are steps × 1,024 × 512."
     )
     kinds = [""] * len(groups) + [PAPER] * len(_PAPER_COSTS)

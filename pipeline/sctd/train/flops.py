@@ -147,11 +147,8 @@ class Work:
     """
 
     def __init__(self, config: Config, shape: BertShape, lengths: Sequence[int]) -> None:
-        self._hook, self._rows, self._steps = (
-            build_hook(config, lengths[0]),
-            config.train.batch_size,
-            config.train.steps,
-        )
+        self._hook, self._rows = build_hook(config, lengths[0]), config.train.batch_size
+        self._steps = config.train.steps
         self._length = Schedule((1, lengths[-1]), (config.data.warmup_steps + 1, lengths[0]))
         shares = mask_share(config)
         starts = sorted({*self._length.starts, *shares.starts})

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from sctd.corpus.tokenizer import (
     vocab_size,
 )
 from sctd.errors import UserError
-from sctd.files import new_folder
 
 SAMPLE_BYTES = 1_000_000_000  # of text; more does not change the pieces by much
 _PIECE_BYTES = 64_000_000
@@ -60,8 +60,10 @@ def learn(
         raise UserError(
             f"{', '.join(sources)}: no document in the sample; name sources that hold text, or raise --sample"
         )
-    with new_folder(out) as folder:
-        save_tokenizer(tokenizer, folder, _MAX_LENGTH)
+    hidden = out.parent / f".{out.name}.part"
+    shutil.rmtree(hidden, ignore_errors=True)
+    save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
+    os.rename(hidden, out)  # replaces an empty folder, fails on any other
     ids = np.concatenate(encode_documents(corpus_encoder(tokenizer), seen.judged))
     unknown = np.count_nonzero(ids == special_ids(tokenizer).unk) / max(1, len(ids))
     words = sum(len(text.split()) for text in seen.judged)

@@ -160,8 +160,9 @@ def _begin(settings: CorpusSettings, out: Path, held: ExitStack, log: Log) -> Jo
         tokenizer = train_documents_tokenizer(job)
     else:
         tokenizer = load_tokenizer(settings.tokenizer)
-    with new_folder(work / "tokenizer") as folder:
-        save_tokenizer(tokenizer, folder, model_max_length=settings.seq_lens[-1])
+    if not only_files:  # else it is there already: without it, the work could not go on with the files as they were
+        with new_folder(work / "tokenizer") as folder:
+            save_tokenizer(tokenizer, folder, model_max_length=settings.seq_lens[-1])
     write_json(work / "job.json", current)
     return job
 

@@ -106,8 +106,8 @@ class CorpusSettings:
 
     def check(self) -> None:
         """UserError for the first setting that cannot work."""
-        lengths = self.seq_lens
-        if not self.named_sources or not lengths:
+        lengths, _ = self.seq_lens, self.named_sources  # reading the sources, and below shares and limits, checks them
+        if not lengths:
             raise UserError("no row length given; use for example --seq-len 128,512")
         if (shortest := min(lengths)) < MIN_SEQ_LEN:
             raise UserError(f"seq_len {shortest} is too short; use {MIN_SEQ_LEN} or more (BERT uses 128 and 512)")
@@ -124,7 +124,7 @@ class CorpusSettings:
         if self.near_duplicates is not None:
             check_threshold(self.near_duplicates)
         self.cleaning.check()
-        assert self.shares and self.limits  # they check what they read
+        _ = self.shares, self.limits
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON has them, with what identifies the text (names, sizes and times of files) and the

@@ -234,19 +234,8 @@ def write_tables(folder: Path, lines: Sequence[Line], title: str, recipe: str) -
 def csv_of(lines: Sequence[Line]) -> str:
     """Every number in full; savings and scores are fractions."""
     tasks, baseline, out = _tasks(lines), _baseline_hours(lines), io.StringIO()
-    names = [
-        "label",
-        "value",
-        "run",
-        "step",
-        "goal",
-        "valid_loss",
-        "hours",
-        "clock_saved",
-        "flops",
-        "flops_saved",
-        "mean",
-    ]
+    names = ["label", "value", "run", "step", "goal", "valid_loss", "hours", "clock_saved", "flops", "flops_saved",
+             "mean"]  # fmt: skip
     per_task = [name for task in tasks for name in (task, f"{task}_deviation", f"{task}_seeds")]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, *per_task])

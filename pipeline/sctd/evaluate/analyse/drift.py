@@ -117,7 +117,7 @@ class Reconstructor:
         drops: whether the run drops tokens at the step of this checkpoint.
 
     Raises:
-        UserError: a checkpoint that lacks weights.
+        UserError: a checkpoint that lacks weights or importance scores.
     """
 
     def __init__(self, path: Path, config: Config, manifest: Manifest, length: int) -> None:
@@ -155,7 +155,9 @@ def _load(path: Path, config: Config, manifest: Manifest, device: torch.device) 
     model = build_model(config, bert_shape(config, manifest), manifest.special_ids, device)
     model.load_state_dict(checkpoint.read_weights(path))
     scores_V = checkpoint.read_importance(path)
-    if model.importance is not None and scores_V is not None:
+    if model.importance is not None:
+        if scores_V is None:
+            raise UserError(f"checkpoint {path} has no importance scores: measure it with the version that wrote it")
         model.importance.restore(scores_V)
     return model
 

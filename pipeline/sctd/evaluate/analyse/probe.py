@@ -64,7 +64,7 @@ def sentence_vectors(
         lambda part: tokenizer(list(part), truncation=True, max_length=limit).encodings,
         lambda encoding: np.array(encoding.special_tokens_mask, dtype=np.int32),
     )
-    features = Features(**fields, labels={})
+    features = Features(**fields, labels={}, multiple=1)
     found: NDArray[np.float16] | None = None
     for rows in batches(features.lengths_N.tolist(), _TOKENS[device.type]):
         check()

@@ -21,7 +21,7 @@ from sctd.evaluate.tasks.task import Task
 
 NO_LABEL = -100  # what torch's cross-entropy passes over
 _AT_ONCE = 1000  # rows that the tokenizer gets, so that its results do not fill the memory
-_MULTIPLE = 8  # widths of batches
+_MULTIPLE = 8
 _POOL = 50  # batches that are sorted by length together, of at least
 _POOLS = 4  # in a pass: else each pass would have the same batches
 _STRIDE = 128  # tokens of the context that a window shares with the one before
@@ -38,7 +38,7 @@ class Features:
     Args:
         ids_T, types_T: int32; types None where the model has no token types.
         starts_S: int64 (S + 1,), where each sequence begins. cut_S: whether it was longer.
-        pad: id of what is behind a row's end. limit: tokens of the longest row that may be.
+        pad: id of what is behind a row's end. limit: tokens of the longest row that may be. multiple: of widths.
         labels: by the names of the model's arguments: (N,), or (T,) where `per_token`.
         choices: C; None: a plain sequence an example.
         words_T: number of the word that begins with this token, -1 for others; of tags only.
@@ -54,6 +54,7 @@ class Features:
     choices: int | None = None
     per_token: bool = False
     words_T: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    multiple: int = _MULTIPLE
 
     def __len__(self) -> int:
         return (len(self.starts_S) - 1) // (self.choices or 1)
@@ -98,7 +99,7 @@ class Features:
         count = self.choices or 1
         sequences = (rows_B[:, None] * count + np.arange(count)).ravel()
         begin, lengths = self.starts_S[sequences], np.diff(self.starts_S)[sequences]
-        width = min(-(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE, self.limit)
+        width = min(-(-int(lengths.max()) // self.multiple) * self.multiple, self.limit)
         columns_W = np.arange(width)
         there_BW = columns_W < lengths[:, None]
         return there_BW, (begin[:, None] + columns_W)[there_BW]

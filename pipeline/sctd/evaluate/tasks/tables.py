@@ -4,6 +4,7 @@ Lines are read here and not by a library: what is wrong with a file is said with
 """
 
 import csv
+import itertools
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,9 +108,16 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def lines(path: Path) -> list[str]:
-    """Its lines without their ends; the same errors."""
-    return [line.rstrip("\r") for line in read_text(path).split("\n")]
+def lines(path: Path) -> Iterator[str]:
+    """Its lines without their ends, read one by one; the same errors."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file):
+                yield raw.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        read_text(path)  # says where
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 # ---- forms -------------------------------------------------------------------------------------------------------
@@ -139,8 +147,10 @@ def _lines_of_cells(path: Path, wanted: Sequence[Sequence[str]], columns: Sequen
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of the lines that are not blank. Tabs in the first line make any file one without quoting."""
-    found = lines(path)
-    if path.suffix != ".csv" or "\t" in found[0]:
+    rest = lines(path)
+    first = next(rest, "")
+    found = itertools.chain([first], rest)
+    if path.suffix != ".csv" or "\t" in first:
         yield from ((number, line.split("\t")) for number, line in enumerate(found, 1) if line.strip())
         return
     reader = csv.reader((line + "\n" for line in found), strict=True)
@@ -169,7 +179,8 @@ def _parquet(path: Path) -> Iterator[Entry]:
     from datasets import Dataset
 
     try:
-        found = Dataset(pyarrow.parquet.read_table(path))
+        with pyarrow.parquet.ParquetFile(path) as file:
+            found = Dataset(file.read())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     yield from _rows(str(path), found)

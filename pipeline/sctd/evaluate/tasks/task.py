@@ -135,8 +135,8 @@ def load_tasks(specs: Sequence[str]) -> list[Task]:
     names = [name.strip() for spec in specs for name in spec.split(",") if name.strip()]
     tasks: dict[str, Task] = {}
     for name in names:
-        in_suite = [task for task in map(load_task, task_names()) if task.suite == name]
-        for task in in_suite if name in SUITES else [load_task(name)]:
+        found = map(load_task, task_names() if name in SUITES else [name])
+        for task in (task for task in found if name not in SUITES or task.suite == name):
             if task != tasks.setdefault(task.name, task):
                 raise UserError(f"task {name}: another task is called '{task.name}' too: rename one of the files")
     if not tasks:

@@ -33,9 +33,7 @@ def build_engine(
     on_cpu = ds_config.get("zero_force_ds_cpu_optimizer") is False or world.device.type == "cpu"
     optimizer = None if "optimizer" in ds_config else _optimizer(groups, config, on_cpu)
     try:
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # its bf16 optimizer prints memory sizes, whatever the log level
+        with contextlib.redirect_stdout(io.StringIO()):  # bf16 prints memory sizes, whatever the log level
             engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=groups, optimizer=optimizer, config=ds_config, dist_init_required=False
             )

@@ -84,10 +84,8 @@ def resolve(config: Config, user: dict[str, Any], world_size: int) -> tuple[Conf
     }
     if user.get("optimizer", {}).get("type") in ("Adam", "AdamW"):
         base["optimizer"] = {"params": {key: getattr(optimizer, key) for key in shared}}
-    if (
-        "offload_optimizer" in offloads
-    ):  # DeepSpeed would insist on its own CPU Adam; torch's fused one runs on CPUs too
-        base["zero_force_ds_cpu_optimizer"] = False
+    if "offload_optimizer" in offloads:
+        base["zero_force_ds_cpu_optimizer"] = False  # it would insist on its own Adam; torch's runs on CPUs too
     if optimizer.name == "apex_lamb":
         base["zero_allow_untested_optimizer"] = True
     if "torch_autocast" not in user and not (stage == 0 and any(key in user for key in _PRECISION_KEYS)):
@@ -122,7 +120,7 @@ def _batch_sizes(config: Config, user: dict[str, Any], world: int) -> tuple[int,
         raise UserError(
             f"batch sizes do not multiply out: {micro} rows a micro-batch x {accumulation} accumulation steps x "
             f"{world} ranks = {micro * accumulation * world}, not {total}; "
-            "change train.batch_size, train.micro_batch_size or the DeepSpeed config"
+            "change train.batch_size, train.micro_batch_size, the number of ranks (GPUs) or the DeepSpeed config"
         )
     return total, micro, accumulation
 

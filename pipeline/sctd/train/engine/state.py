@@ -3,7 +3,7 @@
 DeepSpeed keeps the float32 parameters and the optimizer's moments of a rank in flat tensors, a layout that depends on
 the number of ranks and on the ZeRO stage. Named stretches depend on neither: what W ranks wrote under one stage, any
 other number reads under any other, bit for bit. A stretch is saved as `kind/name/start`, where the kind is `parameter`,
-one of the optimizer's moments (such as `exp_avg`), or `table` for what the model names in `tables`: importance scores.
+one of the optimizer's moments (such as `exp_avg`), or `importance` for what the model names in `tables`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from torch import Tensor
 from sctd.errors import UserError
 from sctd.train.engine.distributed import World
 
-PARAMETER, TABLE = "parameter", "table"  # the kinds beside the optimizer's own
+PARAMETER, TABLE = "parameter", "importance"  # the kinds beside the optimizer's own
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,10 @@ class StateFiles:
                 parts.append(handle.get_slice(key)[low - first : high - first])
         found = torch.cat(parts) if parts else torch.empty(0)
         if len(found) != stop - start:
-            raise UserError(f"checkpoint {self._folder} holds {len(found)} of {stop - start} numbers of {kind} {name}")
+            raise UserError(
+                f"checkpoint {self._folder} holds {len(found)} of {stop - start} numbers of {kind} {name}: "
+                "continue it with the recipe and the version of sctd that wrote it"
+            )
         return found
 
 

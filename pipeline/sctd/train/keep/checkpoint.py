@@ -213,8 +213,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_importance(path: Path) -> Tensor | None:
     """The importance score of each vocabulary id; None for an arm that has none."""
     files = StateFiles(path, _RANK_FILES)
-    size = files.length(TABLE, "importance")
-    return files.read(TABLE, "importance", 0, size) if size else None
+    size = files.length(TABLE, "scores")
+    return files.read(TABLE, "scores", 0, size) if size else None
 
 
 def _make_room(temporary: Path, size: int) -> None:

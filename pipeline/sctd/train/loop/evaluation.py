@@ -7,16 +7,15 @@ meanwhile the ranks go on exchanging what they are asked for, so that none waits
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sctd.errors import one_line
 from sctd.model.shape import BertShape
-from sctd.train.engine.distributed import World
+from sctd.train.engine.distributed import World, host_group
 from sctd.train.engine.state import gather_weights
 from sctd.train.keep.metrics import EVALUATED
 from sctd.train.keep.preemption import Requests
@@ -49,8 +48,7 @@ class Evaluation:
     ) -> None:
         self._evaluator, self._engine, self._world = evaluator, engine, world
         self._shape, self._tokenizer = shape, tokenizer
-        patience = timedelta(seconds=timeout)
-        self._group = dist.new_group(backend="gloo", timeout=patience) if world.size > 1 else None
+        self._group = host_group(world, timeout)
 
     def __call__(self, requests: Requests, say: Callable[[str], None]) -> dict[str, float]:
         """The scores, under keys for `metrics.jsonl`, on rank 0; none where the job is asked to stop meanwhile.
@@ -86,8 +84,7 @@ def _scores(task: Future[dict[str, float]], say: Callable[[str], None]) -> dict[
     except Interrupted:
         say("evaluation left: the job is asked to stop")
     except Exception as error:
-        what = " ".join(str(error).split())
-        say(f"evaluation failed ({type(error).__name__}: {what}): training goes on without it")
+        say(f"evaluation failed ({type(error).__name__}: {one_line(error)}): training goes on without it")
     return {}
 
 
