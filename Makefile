@@ -8,6 +8,8 @@ CONSTRAINTS ?= constraints.txt
 RUNS ?= runs
 ARGS ?=
 TESTS ?=
+# One more than there are cores: tests of jobs and launchers wait for most of their time.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 # Called again, `make pretrain` continues the run that is there.
 RESUME = $(if $(wildcard $(RUNS)/demo/config.yaml),--resume)
@@ -28,7 +30,7 @@ pretrain: .venv/ready
 	$(BIN)/sctd pretrain demo data.corpus=$(RUNS)/demo-corpus run.dir=$(RUNS)/demo $(RESUME) $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: lint
 	$(BIN)/python -m pytest -q -n auto -m "not run" --no-header -r fE $(TESTS)
