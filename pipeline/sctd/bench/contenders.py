@@ -20,11 +20,11 @@ from sctd.model.token_dropping import kept_tokens
 from sctd.objective.build import build_model, shape_of
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
+from sctd.train.engine.devices import DTYPES
 from sctd.train.flops import step_flops
 
 SPECIAL = SpecialIds(pad=0, unk=100, cls=101, sep=102, mask=103)
 _VOCABULARY = 30522  # where the recipe leaves it to a corpus
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # name -> (arm, phase); in the order of the table
 OURS = {

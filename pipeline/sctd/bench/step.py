@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sctd.bench.contenders import DTYPES, LTD, Contender, random_ltd_missing
+from sctd.bench.contenders import LTD, Contender, random_ltd_missing
 from sctd.bench.result import write_result
 from sctd.bench.timing import DEVICE, medians, wait
 from sctd.config import Config, config_from_dict, to_dict
 from sctd.errors import UserError
 from sctd.present.table import Table, as_markdown
-from sctd.train.engine.devices import device_name, device_peak
+from sctd.train.engine.devices import DTYPES, device_name, device_peak
 
 _NAMES = {  # in the order of the table
     "transformers": "transformers",

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from sctd.bench.contenders import DTYPES, SPECIAL, make_batch, make_shape
+from sctd.bench.contenders import SPECIAL, make_batch, make_shape
 from sctd.bench.timing import DEVICE, Call, Comparison, forward, ours, with_backward
 from sctd.config import Config
 from sctd.data.masking import target_count
 from sctd.model.shape import BertShape
 from sctd.model.token_dropping import kept_tokens
+from sctd.train.engine.devices import DTYPES
 from sctd_kernels import (
     FIXED_POINT,
     Selection,

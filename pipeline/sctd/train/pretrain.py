@@ -22,7 +22,7 @@ from sctd.data.stream import Rows, Share, TrainStream
 from sctd.errors import UserError
 from sctd.objective.build import bert_shape, build_hook, build_model, row_lengths
 from sctd.schedule import learning_rate
-from sctd.train.engine.devices import device_peak, fastest_precision
+from sctd.train.engine.devices import DTYPES, device_peak, fastest_precision
 from sctd.train.engine.distributed import World, barrier, from_main, init_world
 from sctd.train.engine.engine import StepWatch, build_engine
 from sctd.train.engine.launch import Launch, discover
@@ -40,8 +40,6 @@ from sctd.train.loop.evaluation import Evaluation, Evaluator
 from sctd.train.loop.loop import restore, train
 from sctd.train.loop.run import Run
 from sctd_kernels import backend
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pretrain(
@@ -164,7 +162,7 @@ def _build(
         masker=masker,
         tokenizer=tokenizer,
         work=Work(config, shape, lengths),
-        peak_flops=device_peak(world.device, _DTYPES[cfg.precision]),
+        peak_flops=device_peak(world.device, DTYPES[cfg.precision]),
         identity={"tokenizer": manifest.tokenizer_hash, "data": data_hash},
         mailbox=mailbox,
         watch=StepWatch(engine),

@@ -35,6 +35,7 @@ class Gpu:
     bf16: bool = True
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of train.precision
 GPUS = {
     "A100-40GB": Gpu(312e12, 19.5e12, 1555e9, 40e9, 300e9),
     "A100-80GB": Gpu(312e12, 19.5e12, 2039e9, 80e9, 300e9),
