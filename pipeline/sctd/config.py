@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import keyword
 import math
 import operator
 import types
@@ -56,6 +57,16 @@ class RunConfig:
     dir: str = setting("", "folder of the run; empty: runs/RECIPE")
     seed: int = setting(1, "seed of initial weights, data order, masks, dropout", ge=0)
     examples: tuple[str, ...] = setting((), "sentences with one [MASK], filled in at the end")
+    branch_from: str = setting("", "RUN@STEP that the run goes on from, as --branch-from has it; empty: none")
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """The weights that a run starts from."""
+
+    from_: str = setting("", "model to start from: hub id, folder of transformers, RUN or RUN@STEP; empty: random")
+    positions: str = setting("error", "positions beyond those of init.from: none, repeated, or stretched to fit",
+                             ("error", "tile", "interpolate"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,12 @@ class DataConfig:
         (), "[step, share] pairs: the share to predict from that step on; validation uses the last"
     )
     whole_word: bool = setting(False, "mask whole words instead of single tokens")
+    mask_by: str = setting("random", "importance: tokens with a high MLM loss so far are masked more often",
+                           ("random", "importance"))  # fmt: skip
+    span_length: float = setting(0.0, "mean length in words of the spans to mask; 0: no spans", ge=0, le=10)
+    replace: tuple[float, float, float] = setting(
+        (0.8, 0.1, 0.1), "shares of the tokens to predict that become [MASK], a random token, or stay", ge=0, le=1
+    )
     skip_samples: tuple[tuple[int, int], ...] = setting((), "[first, end) ranges of sample indices to skip")
 
 
@@ -119,6 +136,9 @@ class ObjectiveConfig:
     semantic_positions: str = setting("cls", "positions that the KL losses compare", ("cls", "all"))
     detach_teacher: bool = setting(True, "no gradient of the KL losses in the full path")
     importance_beta: float = setting(0.995, "decay of the running mean of each token's loss", ge=0, lt=1)
+    importance_warmup: int = setting(
+        50, "batches on which a run with init.from first measures the importance of tokens", ge=1
+    )
 
 
 @dataclass(frozen=True)
@@ -188,6 +208,7 @@ class EvaluationConfig:
 class Config:
     arm: str = setting("sctd", "random_drop and random_ltd are for comparison", ARMS)
     run: RunConfig = field(default_factory=RunConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -203,10 +224,20 @@ def keys() -> dict[str, dataclasses.Field[Any]]:
     found: dict[str, dataclasses.Field[Any]] = {}
     for part in dataclasses.fields(Config):
         if dataclasses.is_dataclass(part.type):
-            found |= {f"{part.name}.{item.name}": item for item in dataclasses.fields(part.type)}
+            found |= {f"{part.name}.{item.name.rstrip('_')}": item for item in dataclasses.fields(part.type)}
         else:
             found[part.name] = part
     return found
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a key such as `train.steps`."""
+    return operator.attrgetter(_attribute(key))(config)
+
+
+def _attribute(key: str) -> str:
+    """`init.from` is called `from_` in Python, which has a use for the word."""
+    return key + "_" if keyword.iskeyword(key.rpartition(".")[2]) else key
 
 
 def recipe_names() -> list[str]:
@@ -242,7 +273,8 @@ def config_from_dict(tree: dict[str, Any]) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts and lists, as YAML and JSON read it."""
-    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain = dataclasses.asdict(config, dict_factory=lambda pairs: {name.rstrip("_"): value for name, value in pairs})
+    tree: dict[str, Any] = json.loads(json.dumps(plain))
     return tree
 
 
@@ -310,14 +342,14 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def _build(cls: Any, tree: Any, where: str) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"config section '{where}' must be a mapping, found {tree!r}")
-    hints = typing.get_type_hints(cls)
+    hints = {name.rstrip("_"): hint for name, hint in typing.get_type_hints(cls).items()}
     values = {}
     for key, value in tree.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
             raise UserError(f"unknown config key {path!r}: {nearest(str(key), hints)}")
         hint = hints[key]
-        values[key] = _build(hint, value, path) if dataclasses.is_dataclass(hint) else _cast(hint, value, path)
+        values[_attribute(str(key))] = _build(hint, value, path) if dataclasses.is_dataclass(hint) else _cast(hint, value, path)
     return cls(**values)
 
 
@@ -358,13 +390,13 @@ def validate(config: Config) -> None:
         UserError: the first one found, with its key.
     """
     for key, item in keys().items():
-        value, choices = operator.attrgetter(key)(config), item.metadata["choices"]
+        value, choices = value_of(config, key), item.metadata["choices"]
         if choices and value not in choices:
             hint = nearest(value, choices) if isinstance(value, str) else f"known: {', '.join(map(str, choices))}"
             raise UserError(f"config key '{key}' is {value!r}: {hint}")
     for holds, key, wanted in itertools.chain(_bounds(config), _combinations(config)):
         if not holds:
-            value = json.loads(json.dumps(operator.attrgetter(key)(config)))  # tuples as lists, as users write them
+            value = json.loads(json.dumps(value_of(config, key)))  # tuples as lists, as users write them
             raise UserError(f"config key '{key}' is {value!r}: it must be {wanted}")
     objective = config.objective
     if not (objective.mlm_drop or objective.mlm_full or objective.kl_global or objective.kl_local):
@@ -377,11 +409,11 @@ _Rule = tuple[bool, str, str]  # whether it holds, the key, and what its value m
 def _bounds(config: Config) -> Iterator[_Rule]:
     # Section `train` first: other keys are bounded by train.steps.
     for key, item in sorted(keys().items(), key=lambda pair: not pair[0].startswith("train.")):
-        value = operator.attrgetter(key)(config)
+        value = value_of(config, key)
         limits, said = [], []
         for name, bound in item.metadata["bounds"].items():
             words, holds = BOUNDS[name]
-            limit = operator.attrgetter(bound)(config) if isinstance(bound, str) else bound
+            limit = value_of(config, bound) if isinstance(bound, str) else bound
             limits.append((holds, limit))
             said.append(f"{words} {bound}={limit}" if isinstance(bound, str) else f"{words} {bound}")
         wanted = ("a list of numbers " if isinstance(value, tuple) else "") + " and ".join(said)
@@ -393,6 +425,7 @@ def _bounds(config: Config) -> Iterator[_Rule]:
 def _combinations(config: Config) -> Iterator[_Rule]:
     model, data, train, schedule = config.model, config.data, config.train, config.schedule
     yield model.layers % 2 == 0, "model.layers", "even"
+    yield math.isclose(sum(data.replace), 1.0), "data.replace", "three shares that add up to 1"
     width, rest = divmod(model.hidden_size, model.heads)
     yield rest == 0, "model.heads", f"a divisor of model.hidden_size={model.hidden_size}"
     if model.family == "modernbert":

@@ -16,7 +16,7 @@ from sctd.bench.timing import DEVICE, medians, wait
 from sctd.config import Config, config_from_dict, to_dict
 from sctd.errors import UserError
 from sctd.present.table import Table, as_markdown
-from sctd.train.engine.devices import DTYPES, device_name, device_peak
+from sctd.train.engine.devices import DTYPES, device_name, device_peak, keep_freed_memory
 
 _NAMES = {  # in the order of the table
     "transformers": "transformers",
@@ -132,6 +132,7 @@ def _two_steps(name: str, config: Config, rows: int, length: int) -> None:
 
 
 def _print_peak_memory(job: dict[str, Any]) -> None:
+    keep_freed_memory()
     _two_steps(job["name"], config_from_dict(job["config"]), job["rows"], job["length"])
     # Not ru_maxrss: a child starts with its parent's.
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))

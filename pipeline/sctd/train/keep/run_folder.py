@@ -1,6 +1,5 @@
 """The folder of a run: what it must be like to be trained in, and what it is started with."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sctd.config import Config, to_yaml
+from sctd.config import Config, to_dict, to_yaml
 from sctd.errors import UserError
 from sctd.files import Held, lock, read_json_object, write_atomically, write_json
 from sctd.train.engine.distributed import World, barrier, from_main
@@ -47,7 +46,7 @@ def check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> 
     """Refuse to resume a run with settings that change what it computes; one without a configuration has none yet."""
     if not (run_dir / "config.yaml").exists() and not checkpoint_folder(run_dir).exists():
         return
-    new, old = (_flat(dataclasses.asdict(item)) for item in (config, read_run(run_dir)))
+    new, old = (_flat(to_dict(item)) for item in (config, read_run(run_dir)))
     before = read_json_object(run_dir / _DEEPSPEED_COPY)
     if before is None:
         raise UserError(f"--resume: {run_dir / _DEEPSPEED_COPY} is not readable: restore it from a backup")
