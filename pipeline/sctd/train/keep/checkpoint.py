@@ -174,6 +174,34 @@ def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
     return None
 
 
+def parse_run(text: str) -> tuple[Path, int | None]:
+    """A run and a step of it, from `RUN@STEP` or `RUN` (None: its newest whole checkpoint)."""
+    found = re.fullmatch(r"(.+)@(\d+)", text, re.DOTALL)
+    return (Path(found[1]).expanduser(), int(found[2])) if found else (Path(text).expanduser(), None)
+
+
+def choose(run_dir: Path, step: int | None = None) -> Path:
+    """The whole checkpoint of a run at a step; None: the newest.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if step is None:
+        newest = newest_whole(run_dir)
+        if newest is None:
+            raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
+        return newest
+    found = {step_of(path): path for path in checkpoints(run_dir)}
+    if step not in found:
+        near = min(found, key=lambda each: abs(each - step), default=None)
+        steps = f"the nearest is {near}, of {', '.join(map(str, sorted(found)))}" if found else "there is none yet"
+        raise UserError(f"{run_dir} has no checkpoint of step {step}: {steps}")
+    damage = verify(found[step])
+    if damage:
+        raise UserError(f"checkpoint {found[step]} is damaged ({damage}): choose another step")
+    return found[step]
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     return read_json(path / MANIFEST)
 

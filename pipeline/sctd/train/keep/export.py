@@ -20,6 +20,7 @@ from sctd.model.shape import BertShape
 from sctd.objective.arms import ARMS
 from sctd.objective.build import bert_shape, row_lengths
 from sctd.train.keep import checkpoint
+from sctd.train.keep.checkpoint import choose
 from sctd.train.keep.metrics import latest, read_metrics
 
 EXPORT = "export"  # the folder in a run that its end exports to
@@ -55,7 +56,7 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, scores: Sequen
     """
     config, out = read_run(run_dir), out.resolve()
     require_free(out)
-    path, corpus = _checkpoint(run_dir, step), run_dir / CORPUS_COPY
+    path, corpus = choose(run_dir, step), run_dir / CORPUS_COPY
     manifest = read_manifest(corpus)
     weights = checkpoint.read_weights(path)
     state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
@@ -107,22 +108,6 @@ def _facts(config: Config, run_dir: Path, path: Path) -> dict[str, Any]:
         "dropped": [middle.start, middle.stop] if arm.drops else None,
         **{key: record.get(key) for key in ("tokens", "seconds", "valid_loss")},
     }
-
-
-def _checkpoint(run_dir: Path, step: int | None) -> Path:
-    if step is None:
-        newest = checkpoint.newest_whole(run_dir)
-        if newest is None:
-            raise UserError(f"no checkpoint in {run_dir} yet: train it to its first save")
-        return newest
-    found = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
-    if step not in found:
-        steps = ", ".join(map(str, sorted(found))) or "none"
-        raise UserError(f"{run_dir} has no checkpoint of step {step}: there are {steps}")
-    damage = checkpoint.verify(found[step])
-    if damage:
-        raise UserError(f"checkpoint {found[step]} is damaged ({damage}): choose another step")
-    return found[step]
 
 
 def fill_mask(folder: Path, sentences: Sequence[str], top: int = 3) -> list[str]:
