@@ -193,9 +193,9 @@ def choose(run_dir: Path, step: int | None = None) -> Path:
         return newest
     found = {step_of(path): path for path in checkpoints(run_dir)}
     if step not in found:
-        near = min(found, key=lambda each: abs(each - step), default=None)
-        steps = f"the nearest is {near}, of {', '.join(map(str, sorted(found)))}" if found else "there is none yet"
-        raise UserError(f"{run_dir} has no checkpoint of step {step}: {steps}")
+        steps = ", ".join(map(str, sorted(found))) or "none"
+        near = f"; the nearest is {min(found, key=lambda each: abs(each - step))}" if found else ""
+        raise UserError(f"{run_dir} has no checkpoint of step {step}: there are {steps}{near}")
     damage = verify(found[step])
     if damage:
         raise UserError(f"checkpoint {found[step]} is damaged ({damage}): choose another step")
