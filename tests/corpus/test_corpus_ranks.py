@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,25 @@ def test_a_killed_worker_is_named_with_its_file(
     done = sctd(0, words)
     assert done.returncode == 0 and "continuing" in done.stdout
     assert_same_corpus(alone, out)
+
+
+def test_ctrl_c_ends_workers_as_soon_as_they_are_there(sources: list[str], vocabulary: Path, tmp_path: Path) -> None:
+    words = arguments(sources, vocabulary, tmp_path / "corpus", "--workers", "2")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sctd", *words],
+            env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    children = lambda: psutil.Process(process.pid).children()  # noqa: E731
+    until(lambda: len([each for each in children() if "spawn_main" in " ".join(each.cmdline())]) == 2, "two workers")
+    workers = children()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(20) == 130
+    said = (tmp_path / "log").read_text()
+    assert said.endswith("sctd: interrupted (SIGINT); what is finished is kept: start again to continue\n"), said
+    assert "Traceback" not in said
+    psutil.wait_procs(workers, 5)
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in workers)
 
 
 # ---- the team by itself

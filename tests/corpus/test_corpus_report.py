@@ -47,6 +47,7 @@ def facts(**changes: Any) -> dict[str, Any]:
                     "cut_documents": 511_000},
         },
         "length_histogram": {"edges": [2**n for n in range(len(lengths) + 1)], "documents": lengths},
+        "additions": None,
         "top_tokens": [
             {"token": word, "id": 1000 + n, "count": 22_000_000 // (n + 1), "share": 0.053 / (n + 1)}
             for n, word in enumerate(2 * words)

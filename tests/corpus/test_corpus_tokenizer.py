@@ -85,8 +85,9 @@ def test_training_with_bounded_memory_and_scaled_counts(monkeypatch: pytest.Monk
 def test_words_are_counted_whole_where_their_spellings_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in scripts without spaces, in which hardly a chunk comes twice."""
     monkeypatch.setattr(module, "MAX_DISTINCT_WORDS", 60)
-    words = module._count_words((f"word,{i}x, word.{i}y; word" for i in range(200)), lowercase=True)
-    assert words["word"] == 600 and words[","] == 400
+    texts = (f"Word,{i}x, word.{i}y; word" for i in range(200))
+    words, between_space = module.count_words(texts, module._wordpiece({}, lowercase=True))
+    assert words["word"] == 600 and words[","] == 400 and between_space == 600
 
 
 def test_special_tokens_in_the_documents_are_text() -> None:

@@ -20,6 +20,11 @@ def add_verbs(verbs: Any) -> None:
     _add_sources(verb)
     verb.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     verb.add_argument("--tokenizer", help="vocab.txt, tokenizer.json, folder or hub id; default: train a new one")
+    verb.add_argument(
+        "--add-vocabulary",
+        metavar="N|FILE",
+        help="add to --tokenizer the N pieces that shorten the text most, or the words of a file with one a line",
+    )
     verb.add_argument("--seq-len", default="512", metavar="N[,N]", help="tokens per row; 128,512 packs both")
     verb.add_argument("--valid-fraction", type=float, default=0.01, metavar="SHARE", help="share of documents held out")
     verb.add_argument("--seed", type=int, default=1, help="seed of order and held-out split")
@@ -65,6 +70,8 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--seq-len", type=int, help="length of the rows to show (default: the longest)")
     verb.add_argument("--split", choices=("train", "valid"), default="train", help="part of the corpus")
     verb.add_argument("--seed", type=int, default=1, help="run.seed of the training")
+    text = "how the training masks: data.whole_word=true, data.span_length=3, ..."
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
 
 
 def _add_sources(verb: argparse.ArgumentParser) -> None:
@@ -88,6 +95,7 @@ def _prepare(args: argparse.Namespace) -> None:
         sources=tuple(args.source),
         seq_lens=_lengths(args.seq_len),
         tokenizer=args.tokenizer,
+        add_vocabulary=args.add_vocabulary,
         vocab_size=args.vocab_size,
         valid_fraction=args.valid_fraction,
         seed=args.seed,
@@ -122,4 +130,4 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     from sctd.data.inspect import inspect
 
-    print(inspect(args.corpus, args.rows, args.seq_len, args.split, args.seed))
+    print(inspect(args.corpus, args.rows, args.seq_len, args.split, args.seed, args.overrides))

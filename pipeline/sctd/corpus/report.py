@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sctd.corpus.vocabulary import said_of_additions
 from sctd.files import write_atomically
 from sctd.present.page import Points, Section, html_page, html_tiles
 from sctd.present.pictures import BLUE, ORANGE, Picture, bar_picture, grid, number_tick, percent_tick
@@ -46,7 +47,8 @@ def page(facts: Facts) -> str:
         (f"{facts['unigram_entropy']:.3f} nats", "unigram entropy"),
         (as_time(facts["seconds"]), "to prepare"),
     ]
-    sections = (_rows, _sources, _lengths, _tokens, _left_out, _stages, _ranks, _settings)
+    grown = [_additions] if facts["additions"] else []
+    sections = (_rows, _sources, _lengths, *grown, _tokens, _left_out, _stages, _ranks, _settings)
     parts = [
         f'<p class="made">Prepared {escaped(made)} with {escaped(versions)}.</p>',
         f"<p>{escaped(_summary(facts))}</p>",
@@ -130,6 +132,21 @@ def _lengths(facts: Facts) -> Section:
     table = Table("lengths", "Documents by length", ["tokens in a document", "documents"], body, halves=True)
     picture = Picture("lengths", "Lengths of documents", 2.8, grid([draw]))
     return Section("lengths", "Lengths of documents", [picture, table])
+
+
+def _additions(facts: Facts) -> Section:
+    added = facts["additions"]
+    note = (
+        f"{said_of_additions(added)}. Counted on {added['sample_words']:,} words of training documents. All other "
+        "pieces kept their ids. What those that save most save, each beyond those before it:"
+    )
+    body = [
+        [piece["piece"], str(piece["id"]), " ".join(piece["was"]), f"{piece['saved']:,}", as_share(piece["share"])]
+        for piece in added["pieces"]
+    ]
+    head = ["piece", "id", "was", "tokens saved", "share"]
+    table = Table("additions", "Added pieces that save most", head, body, texts=3)
+    return Section("additions", "Added to the vocabulary", [note, table])
 
 
 def _tokens(facts: Facts) -> Section:

@@ -1,7 +1,9 @@
 """WordPiece tokenizers as BERT has them: load, train, save as a Hugging Face folder, identify by hash."""
 
 import hashlib
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,10 @@ from sctd.errors import UserError, one_line
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SpecialIds
 _SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # as transformers calls them
+CONTINUES = "##"  # in front of a piece that continues a word
 MIN_VOCAB_SIZE = 256
 _MULTIPLE = 64
+_UNUSED = re.compile(r"\[unused\d+\]")
 MAX_WORD_CHARS = 100  # WordPiece turns longer words into [UNK], as in BERT
 MAX_DISTINCT_WORDS = 4_000_000  # held while counting; the rarest are forgotten beyond
 MAX_TRAINING_WORDS = 100_000_000  # occurrences fed to the trainer; counts of larger corpora are scaled down
@@ -148,7 +152,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool =
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size {vocab_size} is too small for WordPiece; use {MIN_VOCAB_SIZE} or more")
     vocab_size = _rounded(vocab_size)
-    words = _count_words(documents, lowercase)
+    words, _ = count_words(documents, _wordpiece({}, lowercase))
     # The trainer numbers the ##characters as its hash map yields them, which differs from run to run, and ties
     # between merges are broken by these numbers. Entering the alphabet as "special" tokens pins the numbers.
     alphabet, continuing = _alphabet(words, limit=min(1000, max(100, vocab_size // 8)))
@@ -175,28 +179,37 @@ def _rounded(size: int) -> int:
     return -(-size // _MULTIPLE) * _MULTIPLE
 
 
-def _count_words(documents: Iterable[str], lowercase: bool) -> Counter[str]:
-    """Occurrences of the words that BERT's normalizer and pre-tokenizer make of the documents."""
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    splitter = pre_tokenizers.BertPreTokenizer()
+def count_words(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Counter[str], int]:
+    """Occurrences of the words that the tokenizer's normalizer and pre-tokenizer make of the documents, and how many
+    words there are between white space."""
     # BERT's word boundaries include all white space, so that counting can come first and each spelling is split once.
     chunks: Counter[str] = Counter()
     words: Counter[str] = Counter()
+    between_space = 0
 
     def split_up() -> None:
         for chunk, count in chunks.items():
-            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            for word in split_words(tokenizer, chunk):
                 if len(word) <= MAX_WORD_CHARS:
                     words[word] += count
         chunks.clear()
         _forget_rarest(words)
 
     for document in documents:
-        chunks.update(document.split())
+        found = document.split()
+        between_space += len(found)
+        chunks.update(found)
         if len(chunks) > MAX_DISTINCT_WORDS // 4:
             split_up()
     split_up()
-    return words
+    return words, between_space
+
+
+def split_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """What the tokenizer's model gets of a text: its words, normalized."""
+    if (normalizer := tokenizer.normalizer) is not None:
+        text = normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _forget_rarest(counts: Counter[str]) -> None:
@@ -227,6 +240,87 @@ def _repeated(words: Counter[str]) -> Iterator[str]:
         while remaining > 0:
             yield (word + " ") * min(remaining, 10_000)
             remaining -= 10_000
+
+
+# ---- grow --------------------------------------------------------------------------------------------------------
+
+
+def grow_tokenizer(tokenizer: Tokenizer, pieces: Sequence[str]) -> Tokenizer:
+    """A copy whose vocabulary has these pieces too; every other id keeps its piece.
+
+    They take the [unusedN] slots in the order of their ids, then ids at the end; where any is appended, new [unusedN]
+    fill up to a multiple of 64.
+
+    Args:
+        pieces: distinct and not in the vocabulary; `##` in front of what continues a word.
+
+    Raises:
+        UserError: not WordPiece as BERT has it.
+    """
+    check_wordpiece(tokenizer)
+    state, known = json.loads(tokenizer.to_str()), tokenizer.get_vocab()
+    assert len(set(pieces)) == len(pieces) and not known.keys() & set(pieces)
+    added = {token["content"] for token in state["added_tokens"]}
+    slots = sorted(index for piece, index in known.items() if _UNUSED.fullmatch(piece) and piece not in added)
+    by_id = {index: piece for piece, index in known.items()} | dict(zip(slots, pieces, strict=False))
+    appended, first = pieces[len(slots) :], len(by_id)
+    by_id |= dict(enumerate(appended, first))
+    if appended:
+        names = (name for number in itertools.count() if (name := f"[unused{number}]") not in known)
+        by_id |= dict(zip(range(len(by_id), _rounded(len(by_id))), names, strict=False))
+    state["model"]["vocab"] = {by_id[index]: index for index in range(len(by_id))}
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def check_wordpiece(tokenizer: Tokenizer) -> None:
+    """UserError where the tokenizer is not WordPiece as BERT has it, the only kind whose vocabulary can grow."""
+    model, is_whole = tokenizer.model, tokenizer.pre_tokenizer is not None
+    if not (isinstance(model, models.WordPiece) and model.continuing_subword_prefix == CONTINUES and is_whole):
+        kind = type(model).__name__
+        raise UserError(
+            f"tokenizer: its model is {kind}, and only the vocabulary of a BERT WordPiece tokenizer can grow; learn a "
+            "new one with `sctd prepare --vocab-size` instead"
+        )
+
+
+def grown_pieces(old: Tokenizer, new: Tokenizer) -> dict[int, list[int]]:
+    """What `old` makes of each piece that `new` has in addition: id in `new` -> ids in `old`; {} for equal ones.
+
+    `new` may have other pieces only where `old` has [unusedN] or no id any more, and [unusedN] that fill up its end,
+    which are left out here. A piece with characters that `old` does not know gets the id of [UNK].
+
+    Raises:
+        UserError: any other id has another piece, `new` has fewer ids, or they treat the text otherwise before it
+            comes to pieces.
+    """
+    before, after = ({index: piece for piece, index in each.get_vocab().items()} for each in (old, new))
+    if len(after) < len(before):
+        raise UserError(f"tokenizer: {len(after):,} pieces, fewer than the {len(before):,} that were there before")
+    for part, (was, now) in _treatment(old, new).items():
+        if was != now:
+            raise UserError(f"tokenizer: another {part}, {json.dumps(now)} and not {json.dumps(was)} as before")
+    added = [index for index in sorted(after) if after[index] != before.get(index)]
+    free = [index for index in added if index not in before or _UNUSED.fullmatch(before[index])]
+    if len(free) < len(added):
+        other = sorted({*added} - {*free})
+        first = ", ".join(f"{index} {before[index]!r} -> {after[index]!r}" for index in other[:3])
+        raise UserError(f"tokenizer: {len(other):,} ids have another piece than before: {first}")
+    wanted = [index for index in free if not _UNUSED.fullmatch(after[index])]
+    if wanted:
+        check_wordpiece(old)
+    return {index: [token.id for token in old.model.tokenize(after[index])] for index in wanted}
+
+
+def _treatment(*tokenizers: Tokenizer) -> dict[str, tuple[Any, ...]]:
+    """For each part that decides the ids of a text beside the vocabulary, what it is in each of the tokenizers."""
+    found = []
+    for tokenizer in tokenizers:
+        state = json.loads(tokenizer.to_str())
+        normalizer = dict(state["normalizer"] or {})
+        if normalizer.get("type") == "BertNormalizer" and normalizer["strip_accents"] is None:
+            normalizer["strip_accents"] = normalizer["lowercase"]  # which is what None stands for
+        found.append((state["model"]["type"], normalizer, state["pre_tokenizer"]))
+    return dict(zip(("model", "normalizer", "pre-tokenizer"), zip(*found, strict=True), strict=True))
 
 
 # ---- use ---------------------------------------------------------------------------------------------------------

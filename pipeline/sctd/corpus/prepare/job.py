@@ -23,6 +23,8 @@ from sctd.files import Held, lock, read_json, write_json
 
 BIN_BYTES = 32 * MEGABYTE  # of text, about: a rank holds one bin's tokens in memory
 MAX_BINS = 4096
+DOCUMENT_BYTES, TOKEN_BYTES = 10_000, 6  # of text, at most about
+ADDITIONS = "additions.json"  # in the work folder: what was added to the tokenizer, for the report
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Job:
         total = 0
         for source, limit in enumerate(self.settings.limits):
             size = sum(piece.bytes for piece in self.pieces if piece.source == source)
-            most = [count * each for count, each in ((limit.documents, 10_000), (limit.tokens, 6)) if count is not None]
+            limits = ((limit.documents, DOCUMENT_BYTES), (limit.tokens, TOKEN_BYTES))
+            most = [count * each for count, each in limits if count is not None]
             total += min([size, *most])
         return total
 

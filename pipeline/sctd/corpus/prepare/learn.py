@@ -1,6 +1,8 @@
 """A tokenizer learned from a sample of the sources."""
 
 import hashlib
+import itertools
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +13,20 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sctd.corpus.prepare.encode import document_hash, falls_to_valid, utf8_bytes
-from sctd.corpus.prepare.job import Job
+from sctd.corpus.prepare.job import TOKEN_BYTES, Job
 from sctd.corpus.sources.clean import Cleaner, Cleaning
 from sctd.corpus.sources.source import Faults, Form, Piece, parse_sources, plan_pieces, read_piece
 from sctd.corpus.tokenizer import (
     corpus_encoder,
+    count_words,
     encode_documents,
+    load_tokenizer,
     save_tokenizer,
     special_ids,
     train_tokenizer,
     vocab_size,
 )
+from sctd.corpus.vocabulary import add_vocabulary, said_of_additions
 from sctd.errors import UserError
 
 SAMPLE_BYTES = 1_000_000_000  # of text; more does not change the pieces by much
@@ -62,8 +67,11 @@ def learn(
         )
     hidden = out.parent / f".{out.name}.part"
     shutil.rmtree(hidden, ignore_errors=True)
-    save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
-    os.rename(hidden, out)  # replaces an empty folder, fails on any other
+    try:
+        save_tokenizer(tokenizer, hidden, _MAX_LENGTH)
+        os.rename(hidden, out)  # replaces an empty folder, fails on any other
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
     ids = np.concatenate(encode_documents(corpus_encoder(tokenizer), seen.judged))
     unknown = np.count_nonzero(ids == special_ids(tokenizer).unk) / max(1, len(ids))
     words = sum(len(text.split()) for text in seen.judged)
@@ -75,7 +83,14 @@ def learn(
     return tokenizer
 
 
-def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: int, seed: int) -> Iterator[str]:
+def sample(
+    pieces: Sequence[Piece],
+    form: Form,
+    faults: Faults,
+    sample_bytes: int,
+    seed: int,
+    cleaning: Cleaning | None = None,
+) -> Iterator[str]:
     """Clean documents of about so many bytes, from each piece its share, or all where the sources have no more.
 
     A document is taken by a hash of (seed, text). Of a large piece only the beginning is read.
@@ -83,7 +98,7 @@ def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: in
     sizes = [max(1, piece.bytes) for piece in pieces]
     share = sample_bytes / max(1, sum(sizes))
     chance = max(share, _LEAST_CHANCE)
-    cleaner, room = Cleaner(Cleaning()), 0.0
+    cleaner, room = Cleaner(cleaning or Cleaning()), 0.0
     for piece, size in zip(pieces, sizes, strict=True):
         room += share * size
         for raw in read_piece(piece, form, faults) if room > 0 else ():
@@ -95,15 +110,36 @@ def sample(pieces: Sequence[Piece], form: Form, faults: Faults, sample_bytes: in
                     break
 
 
-def train_documents_tokenizer(job: Job) -> Tokenizer:
-    """The tokenizer of a corpus that was given none, from a sample of the documents that are not held out."""
-    settings, size = job.settings, min(SAMPLE_BYTES, job.text_bytes)
-    documents = sample(job.pieces, settings.form, Faults(settings.on_error), size, settings.seed)
+def corpus_tokenizer(job: Job, log: Callable[[str], Any]) -> tuple[Tokenizer, dict[str, Any] | None]:
+    """The tokenizer of a corpus: the given one, with a vocabulary added to it if that is asked for, or a new one.
+    Beside it what add_vocabulary says of the additions. Only train documents are learned from."""
+    settings = job.settings
+    if settings.tokenizer is None:
+        log(f"learning a WordPiece vocabulary of {settings.vocab_size:,} from the train documents")
+        return train_tokenizer(_train_documents(job), settings.vocab_size), None
+    tokenizer = load_tokenizer(settings.tokenizer)
+    if settings.added is None:
+        return tokenizer, None
+    log(f"adding to the vocabulary of {settings.tokenizer}: reading train documents")
+    tokenizer, facts = add_vocabulary(tokenizer, settings.added, *count_words(_train_documents(job), tokenizer))
+    log(said_of_additions(facts))
+    return tokenizer, facts
 
-    def is_held_out(text: str) -> bool:
-        return falls_to_valid(document_hash(text, settings.seed)[2], settings.valid_fraction)
 
-    return train_tokenizer((text for text in documents if not is_held_out(text)), settings.vocab_size)
+def _train_documents(job: Job) -> Iterator[str]:
+    """Of the documents that the limits leave and that are not held out all, or a sample of SAMPLE_BYTES."""
+    settings, share = job.settings, min(1.0, SAMPLE_BYTES / max(1, job.text_bytes))
+    for source, limit in enumerate(settings.limits):
+        pieces = [piece for piece in job.pieces if piece.source == source]
+        size, faults = int(share * sum(piece.bytes for piece in pieces)), Faults(settings.on_error)
+        documents = sample(pieces, settings.form, faults, size, settings.seed, settings.cleaning)
+        room = math.inf if limit.tokens is None else share * limit.tokens * TOKEN_BYTES
+        for text in itertools.islice(documents, limit.documents and math.ceil(share * limit.documents)):
+            if room <= 0:
+                break
+            room -= utf8_bytes(text)
+            if not falls_to_valid(document_hash(text, settings.seed)[2], settings.valid_fraction):
+                yield text
 
 
 def _chosen(text: str, seed: int, share: float) -> bool:

@@ -2,7 +2,7 @@
 
     --source files, hf:name, embedded          sources/, settings.py
       |
-      |  plan (rank 0): cut into pieces of about --shard-plan bytes; learn a tokenizer if none is given (learn.py)
+      |  plan (rank 0): cut into pieces of about --shard-plan bytes; learn or grow the tokenizer if need be (learn.py)
       v
     job.json tokenizer/                        the settings, and P pieces, the same for any number of ranks (job.py)
       |
@@ -44,15 +44,15 @@ from typing import Any
 
 from sctd.corpus.manifest import MANIFEST_NAME, Manifest, load_corpus_tokenizer, read_manifest, verify_shards
 from sctd.corpus.prepare.encode import Encode
-from sctd.corpus.prepare.job import Job, locked, versions, work_folder
-from sctd.corpus.prepare.learn import train_documents_tokenizer
+from sctd.corpus.prepare.job import ADDITIONS, Job, locked, versions, work_folder
+from sctd.corpus.prepare.learn import corpus_tokenizer
 from sctd.corpus.prepare.limits import Reached, apply_limits
 from sctd.corpus.prepare.pack import Pack
 from sctd.corpus.prepare.publish import publish
 from sctd.corpus.prepare.settings import CorpusSettings, changed_settings
 from sctd.corpus.prepare.team import Team, left_behind
 from sctd.corpus.sources.source import plan_pieces
-from sctd.corpus.tokenizer import load_tokenizer, save_tokenizer
+from sctd.corpus.tokenizer import save_tokenizer
 from sctd.errors import UserError
 from sctd.files import new_folder, read_json, write_json
 
@@ -144,22 +144,20 @@ def _begin(settings: CorpusSettings, out: Path, held: ExitStack, log: Log) -> Jo
     changed = changed_settings(current, stored)
     if not changed:
         return job
-    only_files = changed == ["sources"] and _specs(identity) == _specs(stored) and settings.tokenizer is not None
+    only_files = changed == ["sources"] and _specs(identity) == _specs(stored) and not settings.learns
     if stored and not only_files and any((work / "pieces").glob("*.json")):
         raise UserError(
             f"{work}: holds an unfinished corpus with other settings ({', '.join(changed)}); finish it with those, "
             "remove it, or choose another --out"
         )
     tokenizer_files = [path.stem for path in (work / "tokenizer").glob("*")]
-    _empty(work, keep={"job", "stages", *tokenizer_files, *job.names} if only_files else set())
+    _empty(work, keep={"job", "stages", "additions", *tokenizer_files, *job.names} if only_files else set())
     _check_room(job)
     for name in ("pieces", "bins"):
         (work / name).mkdir(exist_ok=True)
-    if settings.tokenizer is None:
-        log(f"learning a WordPiece vocabulary of {settings.vocab_size:,} from the train documents")
-        tokenizer = train_documents_tokenizer(job)
-    else:
-        tokenizer = load_tokenizer(settings.tokenizer)
+    tokenizer, additions = corpus_tokenizer(job, log)
+    if additions is not None:
+        write_json(work / ADDITIONS, additions)
     if not only_files:  # else it is there already: without it, the work could not go on with the files as they were
         with new_folder(work / "tokenizer") as folder:
             save_tokenizer(tokenizer, folder, model_max_length=settings.seq_lens[-1])

@@ -12,14 +12,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sctd.corpus.manifest import FORMAT_VERSION, SPLITS, Manifest, Shard, SourceTotals, Split, from_json, write_manifest
-from sctd.corpus.prepare.job import Job, versions
+from sctd.corpus.prepare.job import ADDITIONS, Job, versions
 from sctd.corpus.prepare.limits import Cuts
 from sctd.corpus.prepare.pack import LENGTH_BINS, pack_rests
 from sctd.corpus.prepare.rows import row_dtype
 from sctd.corpus.report import write_report
 from sctd.corpus.tokenizer import SpecialIds, load_tokenizer, special_ids, tokenizer_hash, vocab_size
 from sctd.errors import UserError
-from sctd.files import read_json, sync
+from sctd.files import read_json, read_json_object, sync
 
 _TOP = 50
 _EXAMPLES = 10
@@ -196,6 +196,7 @@ def _report_facts(
             "edges": [2**exponent for exponent in range(min(last, LENGTH_BINS) + 1)],
             "documents": lengths[:last].tolist(),
         },
+        "additions": read_json_object(job.work / ADDITIONS),
         "top_tokens": _top(sums["tokens"][0], tokenizer),
         "sources": [{**vars(source), "share": source.tokens / max(1, manifest.tokens)} for source in manifest.sources],
         "ranks": _ranks(pieces),

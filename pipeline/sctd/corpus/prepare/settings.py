@@ -1,18 +1,21 @@
 """What a corpus is to be made of and how: the settings, what they must be, and what identifies a corpus by them."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from sctd.corpus.prepare.near import check_threshold
 from sctd.corpus.prepare.rows import MIN_SEQ_LEN
 from sctd.corpus.sources.clean import Cleaning
 from sctd.corpus.sources.source import Form, Source, fingerprint, parse_sources
-from sctd.corpus.tokenizer import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_hash
+from sctd.corpus.tokenizer import MIN_VOCAB_SIZE, check_wordpiece, load_tokenizer, tokenizer_hash
+from sctd.corpus.vocabulary import MAX_ADDED, read_words
 from sctd.errors import UserError
 
 MEGABYTE = 1_000_000
@@ -34,6 +37,7 @@ class CorpusSettings:
     Args:
         sources: `SPEC` or `NAME=SPEC`. seq_lens: tokens a row, each length packed from the same tokens.
         tokenizer: spec for load_tokenizer; None learns a WordPiece vocabulary of `vocab_size` from train documents.
+        add_vocabulary: so many pieces, learned from train documents, or the words of a file, to add to `tokenizer`.
         valid_fraction: share of the documents held out, by a hash of (seed, text).
         weights: `NAME=SHARE` of the samples in training. max_documents, max_tokens: `N` of each source, or `NAME=N`.
         near_duplicates: Jaccard similarity from which a document is left out; None: only exact duplicates are.
@@ -44,6 +48,7 @@ class CorpusSettings:
     sources: tuple[str, ...]
     seq_lens: tuple[int, ...] = (512,)
     tokenizer: str | None = None
+    add_vocabulary: str | None = None
     vocab_size: int = 30522
     valid_fraction: float = 0.01
     seed: int = 1
@@ -95,6 +100,23 @@ class CorpusSettings:
                     limits[place] = dataclasses.replace(limits[place], **{key: count})
         return tuple(limits)
 
+    @cached_property
+    def added(self) -> int | tuple[str, ...] | None:
+        """What is added to the tokenizer: a number of pieces to learn, or words. UserError for a bad one."""
+        if (text := self.add_vocabulary) is None:
+            return None
+        if not re.fullmatch(r"[+-]?\d[\d_.]*", text):
+            return read_words(Path(text).expanduser())
+        count = _number(text, int, "--add-vocabulary", text)
+        if not 1 <= count <= MAX_ADDED:
+            raise UserError(f"--add-vocabulary {text}: a number of pieces is from 1 to {MAX_ADDED:,}")
+        return count
+
+    @property
+    def learns(self) -> bool:
+        """Whether the tokenizer depends on the documents."""
+        return self.tokenizer is None or isinstance(self.added, int)
+
     def _by_source(self, option: str, texts: Sequence[str]) -> Iterator[tuple[str, int | None, str]]:
         """(text, number of the source that it names or None, value) of each `VALUE` or `NAME=VALUE`."""
         names = [source.name for source in self.named_sources]
@@ -117,6 +139,11 @@ class CorpusSettings:
             raise UserError(f"valid_fraction {self.valid_fraction} is not between 0 and 1; use for example 0.01")
         if self.tokenizer is None and self.vocab_size < MIN_VOCAB_SIZE:
             raise UserError(f"vocab_size {self.vocab_size} is too small for WordPiece; use {MIN_VOCAB_SIZE} or more")
+        if self.tokenizer is None and self.add_vocabulary is not None:
+            raise UserError(
+                f"--add-vocabulary {self.add_vocabulary}: no --tokenizer is given to add it to, so that a whole new "
+                "vocabulary is learned; give one, or size the new one with --vocab-size"
+            )
         if self.shard_plan < _MIN_PLAN:
             raise UserError(f"--shard-plan {self.shard_plan}: a piece of text has {_MIN_PLAN} bytes or more")
         if self.on_error not in ("stop", "skip"):
@@ -124,14 +151,19 @@ class CorpusSettings:
         if self.near_duplicates is not None:
             check_threshold(self.near_duplicates)
         self.cleaning.check()
-        _ = self.shares, self.limits
+        _ = self.shares, self.limits, self.added
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON has them, with what identifies the text (names, sizes and times of files) and the
         tokenizer. Two corpora of one identity are the same."""
         plain = dataclasses.asdict(self) | {"sources": fingerprint(self.named_sources)}
         if self.tokenizer is not None:
-            plain |= {"vocab_size": None, "tokenizer_hash": tokenizer_hash(load_tokenizer(self.tokenizer))}
+            tokenizer = load_tokenizer(self.tokenizer)
+            plain |= {"vocab_size": None, "tokenizer_hash": tokenizer_hash(tokenizer)}
+            if self.added is not None:
+                check_wordpiece(tokenizer)
+            if isinstance(self.added, tuple):
+                plain["added_words_hash"] = hashlib.sha256("\n".join(self.added).encode()).hexdigest()
         return json.loads(json.dumps(plain))
 
 

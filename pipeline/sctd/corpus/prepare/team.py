@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -154,7 +155,7 @@ class Workers(Team):
                 reading, writing = context.Pipe(duplex=False)
                 arguments = (number, list(items), task, claims, writing, os.getpid())
                 process = context.Process(target=_worker, args=arguments, daemon=True)
-                process.start()
+                _start(process)
                 writing.close()
                 workers[reading] = number, process
             talking = set(workers)
@@ -176,6 +177,16 @@ class Workers(Team):
                 process.join()
 
 
+def _start(process: Any) -> None:
+    """With the signals of a terminal or scheduler blocked in it, from its first moment: they are for the parent."""
+    resource_tracker.ensure_running()  # else `start` begins with it, which unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _check_end(number: int, process: Any, task: Task, claims: Path) -> None:
     """RunError unless a worker has ended well."""
     process.join()
@@ -192,7 +203,6 @@ def _worker(number: int, items: list[int], task: Task, claims: Path, pipe: Any, 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker tokenizes on one thread
     problem = Rank(str(number), claims, pipe.send).outcome(items, task)
     if problem is not None:
