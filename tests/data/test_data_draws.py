@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sctd.data import draws
-from sctd.data.draws import below, hash64, mix64
+from sctd.data.draws import below, hash64, mix64, unit
 
 MASK = 2**64 - 1
 STREAMS = [value for name, value in vars(draws).items() if name.startswith("STREAM_")]
@@ -35,7 +35,7 @@ def test_no_two_draws_coincide() -> None:
     """Over seeds, streams and counters, also where a seed and a counter change places."""
     counters = np.arange(20, dtype=np.uint64)
     drawn = np.concatenate([hash64(seed, stream, counters) for seed in range(20) for stream in STREAMS])
-    assert len(set(drawn.tolist())) == 20 * 20 * 8
+    assert len(set(drawn.tolist())) == 20 * 20 * 9
     pairs = np.stack([hash64(seed, 1, counters[:, None], counters) for seed in range(5)])
     assert len(set(pairs.ravel().tolist())) == 5 * 20 * 20
 
@@ -45,7 +45,7 @@ def test_only_64_bits_of_a_seed_count() -> None:
 
 
 def test_streams_have_numbers_of_their_own() -> None:
-    assert len(STREAMS) == len(set(STREAMS)) == 8 and all(0 <= stream < 256 for stream in STREAMS)
+    assert len(STREAMS) == len(set(STREAMS)) == 9 and all(0 <= stream < 256 for stream in STREAMS)
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 10, 30522])
@@ -57,3 +57,9 @@ def test_below_is_uniform(bound: int) -> None:
         sigma = (count / bound * (1 - 1 / bound)) ** 0.5
         assert np.abs(np.bincount(drawn, minlength=bound) - count / bound).max() <= 4.5 * sigma
     assert below(np.array([0, MASK], dtype=np.uint64), bound).tolist() == [0, bound - 1]
+
+
+def test_unit_keeps_the_order_and_stays_below_1() -> None:
+    bits = hash64(3, 1, np.arange(60_000, dtype=np.uint64))
+    assert np.array_equal(np.argsort(unit(bits)), np.argsort(bits)) and abs(unit(bits).mean() - 0.5) < 0.006
+    assert unit(np.array([0, MASK], dtype=np.uint64)).tolist() == [0.0, 1 - 2.0**-53]

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from sctd.cli import main
-from sctd.config import Config, RunConfig
+from sctd.config import Config, DataConfig, RunConfig
 from sctd.corpus.manifest import Manifest, SourceTotals, Split, read_manifest, write_manifest
 from sctd.corpus.prepare.rows import Packer, row_dtype, write_shards
 from sctd.corpus.tokenizer import (
@@ -132,6 +132,19 @@ def test_rows_are_those_of_a_training(folder: Path, length: int) -> None:
         assert counts[0] == sum(word.startswith("[MASK:") for word in words)
 
 
+def test_rows_are_shown_as_a_training_with_these_keys_masks_them(folder: Path) -> None:
+    manifest, tokenizer = read_manifest(folder), load_tokenizer(str(folder / "tokenizer.json"))
+    keys = ["data.span_length=3", "data.replace=[0, 1, 0]", "data.mask_probability=0.3"]
+    data = DataConfig(span_length=3, replace=(0, 1, 0), mask_probability=0.3)
+    masker = build_masker(Config(run=RunConfig(seed=SEED), data=data), manifest, tokenizer)
+    (batch,) = TrainStream(Rows(folder, manifest, "train", 32), masker, SEED, Share(0, 1, 9, 1)).step(0)
+    said = told_rows(inspect(folder, 9, 32, "train", SEED, keys))
+    shown = [[tokenizer.token_to_id(piece) for piece in said_by(told_words(part), tokenizer, 0)] for part in said]
+    assert shown == batch["input_ids"].tolist() and all("targets: 10 (0 hidden" in part for part in said)
+    held_out = inspect(folder, 9, 32, "valid", SEED, keys)
+    assert held_out == inspect(folder, 9, 32, "valid", SEED, keys[2:]), "validation is masked as always"
+
+
 def test_the_sources_of_rows(folder: Path) -> None:
     manifest = read_manifest(folder)
     said = told_rows(inspect(folder, manifest.split(32, "train").rows, None, "train", SEED))
@@ -220,6 +233,10 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
         inspect(folder, 0, None, "train", SEED)
     with pytest.raises(UserError, match="rows of 64 tokens are not in the corpus, it has 16 and 32"):
         inspect(folder, 1, 64, "train", SEED)
+    with pytest.raises(UserError, match="data.mask_by=importance': rows can be shown with data.mask_probability, "):
+        inspect(folder, 1, None, "train", SEED, ["data.mask_by=importance"])
+    with pytest.raises(UserError, match="data.replace' is .*three shares that add up to 1"):
+        inspect(folder, 1, None, "train", SEED, ["data.replace=[1, 1, 0]"])
     assert main(["inspect", str(folder / "none")]) == 2
     assert "no such corpus folder" in capsys.readouterr().err
 
@@ -237,5 +254,9 @@ def test_an_altered_shard_is_told(folder: Path, tmp_path: Path, split: str) -> N
 
 
 def test_the_verb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(folder), "--rows", "2", "--seq-len", "16", "--seed", str(SEED)]) == 0
+    words = ["--rows", "2", "--seq-len", "16", "--seed", str(SEED)]
+    assert main(["inspect", str(folder), *words]) == 0
     assert capsys.readouterr().out == inspect(folder, 2, 16, "train", SEED) + "\n"
+    key = "data.whole_word=true"
+    assert main(["inspect", str(folder), *words, key]) == main(["inspect", str(folder), key, *words]) == 0
+    assert capsys.readouterr().out == 2 * (inspect(folder, 2, 16, "train", SEED, [key]) + "\n")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sctd.config import load_config
-from sctd.data.masking import MaskedRows, Masker, mask_share, target_count
+from sctd.data.masking import RENEWAL, MaskedRows, Masker, Spans, mask_share, target_count
 from sctd.errors import UserError
 from sctd.schedule import Schedule
 
@@ -214,3 +214,178 @@ def test_stages_may_rise_and_begin_at_the_last_step() -> None:
     config = load_config("demo", ["train.steps=1300", "data.mask_stages=[[2,0.3],[1300,0.5]]"])
     share = mask_share(config)
     assert [share(step) for step in (1, 2, 1299, 1300)] == [0.15, 0.3, 0.3, 0.5]
+
+
+# ---- other ways to choose and to show targets
+
+CONTINUES = np.arange(VOCAB) >= 100
+SCORES = np.random.default_rng(3).uniform(0, 12, VOCAB).astype(np.float32)
+WAYS = {
+    "replace": {"replace": (0.5, 0.2, 0.3)},
+    "spans": {"spans": 3.0},
+    "importance": {"by_importance": True},
+    "importance of words": {"by_importance": True, "continuation_V": CONTINUES},
+    "importance of spans": {"by_importance": True, "spans": 2.0},
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def other(way: str, probability: float | Schedule[float] = 0.15, seed: int = 1) -> Masker:
+    options = dict(WAYS[way])
+    if "spans" in options:
+        options["spans"] = Spans(seed, options["spans"], CONTINUES)
+    masker = Masker(seed, VOCAB, MASK_ID, SPECIAL, probability, **options)
+    masker.draw_by(SCORES)
+    return masker
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    rows=st.integers(1, 6),
+    length=st.integers(8, 90),
+    probability=st.floats(0.01, 0.4),
+    seed=st.integers(0, 2**31),
+    way=st.sampled_from(sorted(WAYS)),
+)
+def test_the_number_of_targets_is_exact_in_every_way(
+    rows: int, length: int, probability: float, seed: int, way: str
+) -> None:
+    ids = make_rows(rows, length, seed)
+    masked = other(way, probability, seed)(ids, np.arange(rows) + seed, 1)
+    assert_well_formed(masked, ids, max(1, round(probability * length)))
+
+
+@every_way
+def test_a_mask_is_a_function_of_the_sample_in_every_way(way: str) -> None:
+    """And of no batch or step: a smaller share masks some of the same positions."""
+    ids, sample, order = make_rows(20, 60), np.arange(20) + 10**12, np.random.default_rng(1).permutation(20)
+    masker = other(way)
+    whole, shuffled = masker(ids, sample, 1), masker(ids[order], sample[order], 7)
+    for name in ("input_ids_BS", "positions_BM", "labels_BM"):
+        assert np.array_equal(getattr(shuffled, name), getattr(whole, name)[order])
+    assert not same(whole, other(way, seed=2)(ids, sample, 1)) and not same(whole, masker(ids, sample + 1, 1))
+    few = other(way, 0.1)(ids, sample, 1)
+    assert all(set(a) < set(b) for a, b in zip(few.positions_BM.tolist(), whole.positions_BM.tolist(), strict=True))
+
+
+@every_way
+def test_held_out_rows_are_masked_as_always(way: str) -> None:
+    ids, sample = make_rows(20, 60), np.arange(20)
+    assert same(other(way)(ids, sample), make(whole_word="words" in way)(ids, sample))
+    assert not same(other(way)(ids, sample, 1), make(whole_word="words" in way)(ids, sample, 1))
+
+
+def test_shares_of_masked_random_and_kept_as_asked() -> None:
+    ids = make_rows(1000, 512)
+    masked = other("replace")(ids, np.arange(1000), 1)
+    assert np.array_equal(masked.positions_BM, make()(ids, np.arange(1000)).positions_BM)
+    shown, regular = np.take_along_axis(masked.input_ids_BS, masked.positions_BM, axis=1), VOCAB - len(SPECIAL)
+    assert (shown == MASK_ID).mean() == pytest.approx(0.5, abs=0.01)
+    assert (shown == masked.labels_BM).mean() == pytest.approx(0.3 + 0.2 / regular, abs=0.01)
+
+
+def runs_of(row: np.ndarray, positions: list[int]) -> list[list[int]]:
+    """Targets that stand side by side."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return runs
+
+
+@pytest.mark.parametrize("mean", [1.0, 1.5, 3.0, 3.8, 5.5])
+def test_spans_have_the_mean_length_that_was_asked_for(mean: float) -> None:
+    """In words of 2 tokens on average, 640 targets of 32,000: runs of them are spans, hardly any touch, one is cut."""
+    ids = make_rows(30, 32_000, special_share=0.0)
+    masker = Masker(1, VOCAB, MASK_ID, SPECIAL, 0.02, spans=Spans(1, mean, CONTINUES))
+    masked = masker(ids, np.arange(30), 1)
+    assert masked.positions_BM.shape == (30, 640)
+    lengths, torn = [], 0
+    for row, positions in zip(ids, masked.positions_BM.tolist(), strict=True):
+        for run in runs_of(row, positions):
+            lengths.append(sum(row[position] < 100 or position == 1 for position in run) or 1)
+            torn += (row[run[0]] >= 100 and run[0] > 1) or row[run[-1] + 1] >= 100
+    assert torn <= 30, "more than the last span of a row is cut"
+    assert np.mean(lengths) == pytest.approx(mean, rel=0.05)
+
+
+def test_lengths_of_spans_are_geometric() -> None:
+    """SpanBERT's: p = 0.2, at most 10 words, 3.8 on average; a span ends at a special token, too."""
+    ids = make_rows(200, 512, special_share=0.0)
+    first = Spans(1, 3.797, CONTINUES)(
+        ids.astype(np.int64), np.isin(ids, SPECIAL), np.arange(200, dtype=np.uint64)[:, None]
+    )
+    begins = (ids < 100).astype(int)
+    begins[:, 1] = 1
+    words = np.concatenate([np.bincount(f, b)[np.unique(f)][1:-2] for f, b in zip(first, begins, strict=True)])
+    share = np.bincount(words.astype(int), minlength=11)[1:] / len(words)
+    assert len(share) == 10 and len(words) > 10_000
+    np.testing.assert_allclose(share, 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10), atol=0.015)
+    ids[:, 1::5] = 3
+    first = Spans(1, 5.5, CONTINUES)(
+        ids.astype(np.int64), np.isin(ids, SPECIAL), np.arange(200, dtype=np.uint64)[:, None]
+    )
+    assert (first[:, 2::5] == np.arange(2, 512, 5)).all() and (first[:, 1::5] == np.arange(1, 512, 5)).all()
+
+
+def test_tokens_of_a_span_show_the_same() -> None:
+    """As in SpanBERT: all are [MASK], or none is. Whole words are shown token by token."""
+    ids = make_rows(200, 1000, special_share=0.0)
+    for spans, share in ((Spans(1, 3.0, CONTINUES), 0.02), (None, 0.02)):
+        masker = Masker(1, VOCAB, MASK_ID, SPECIAL, share, None if spans else CONTINUES, (0.5, 0.0, 0.5), spans)
+        masked = masker(ids, np.arange(200), 1)
+        runs = [
+            shown[run] == MASK_ID
+            for row, shown, positions in zip(ids, masked.input_ids_BS, masked.positions_BM.tolist(), strict=True)
+            for run in runs_of(row, positions)
+            if len(run) > 1
+        ]
+        mixed = np.mean([0 < run.sum() < len(run) for run in runs])
+        assert mixed < 0.05 if spans else mixed > 0.4
+
+
+def test_the_first_target_is_drawn_in_proportion_to_its_score() -> None:
+    """One target of six tokens, then of three words of two, one and three pieces."""
+    scores = np.zeros(VOCAB, dtype=np.float32)
+    scores[[10, 11, 12, 110, 111, 112]] = [1, 2, 3, 5, 4, 6]
+    rows = 40_000
+    ids = np.repeat(np.array([[2, 10, 110, 11, 12, 111, 112, 3]]), rows, axis=0)
+    for continuation_V, expected in (
+        (None, {1: 1, 2: 5, 3: 2, 4: 3, 5: 4, 6: 6}),
+        (CONTINUES, {1: (1 + 5) / 2, 3: 2, 4: (3 + 4 + 6) / 3}),
+    ):
+        masker = Masker(1, VOCAB, MASK_ID, SPECIAL, 0.125, continuation_V, by_importance=True)
+        masker.draw_by(scores)
+        found = np.bincount(masker(ids, np.arange(rows), 1).positions_BM.ravel(), minlength=8) / rows
+        for position, weight in expected.items():
+            assert found[position] == pytest.approx(weight / sum(expected.values()), abs=0.01)
+        assert found.sum() == pytest.approx(sum(found[list(expected)]))
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_equal_scores_mask_as_no_scores(words: bool) -> None:
+    """At the start of a run, and where all scores are 0; a score of 0 among others is masked last of all."""
+    ids, sample = make_rows(50, 60), np.arange(50)
+    way, plain = "importance of words" if words else "importance", make(whole_word=words)(ids, sample, 1)
+    for score in (10.0, 0.0):
+        masker = other(way)
+        masker.draw_by(np.full(VOCAB, score, dtype=np.float32))
+        assert same(masker(ids, sample, 1), plain)
+    scores = np.ones(VOCAB, dtype=np.float32)
+    scores[50:100] = 0
+    masker = other("importance", 0.4)
+    masker.draw_by(scores)
+    masked = masker(ids, sample, 1)
+    assert_well_formed(masked, ids, 24)
+    others = (np.isin(ids, SPECIAL) | ((ids >= 50) & (ids < 100))).sum(1)
+    assert np.array_equal(
+        ((masked.labels_BM >= 50) & (masked.labels_BM < 100)).sum(1), np.maximum(24 - (60 - others), 0)
+    )
+
+
+def test_scores_are_awaited_at_the_start_and_every_renewal() -> None:
+    awaited = [step for step in range(1, 3 * RENEWAL) if other("importance").awaits(step)]
+    assert awaited == [1, RENEWAL + 1, 2 * RENEWAL + 1]
+    assert not any(make().awaits(step) for step in range(1, 3 * RENEWAL))

@@ -1,5 +1,6 @@
 """Batches of a small corpus: for any number of ranks the same samples, for any cursor the same continuation."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterable
@@ -329,6 +330,44 @@ def test_validation_is_masked_as_in_the_last_stage(mixed: tuple[Path, Manifest])
     staged, last = (build_masker(config, mixed[1], tokenizer) for config in (STAGED, of_share(0.1)))
     found, expected = (keys(counted(valid_batches(valid, masker, 12, 4, 0, 1))) for masker in (staged, last))
     assert len(expected) == 12 and found == expected
+
+
+# ---- masks by importance
+
+BY_IMPORTANCE = Config(data=DataConfig(mask_by="importance"))
+
+
+def test_masks_by_importance_are_the_same_for_any_number_of_ranks(mixed: tuple[Path, Manifest]) -> None:
+    """And others than random ones: of the rows of a step, rank by rank."""
+    masker, rows = build_masker(BY_IMPORTANCE, mixed[1], load_corpus_tokenizer(*mixed)), Rows(*mixed, "train", LENGTH)
+    masker.draw_by(np.random.default_rng(0).uniform(0, 12, mixed[1].vocab_size).astype(np.float32))
+    one, *two = (
+        TrainStream(rows, masker, SEED, share) for share in (Share(0, 1, 8, 1), Share(0, 2, 4, 1), Share(1, 2, 4, 1))
+    )
+    assert keys(one.step(24, 4)) == [key for stream in two for key in keys(stream.step(24, 4))]
+    random = TrainStream(rows, build_masker(Config(), mixed[1], load_corpus_tokenizer(*mixed)), SEED, one.share)
+    assert keys(random.step(24, 4)) != keys(one.step(24, 4))
+
+
+def test_no_batch_is_prepared_before_the_scores_that_it_awaits(mixed: tuple[Path, Manifest]) -> None:
+    """Step 101 is masked by what the masker is given while step 100 trains; a resume there begins with it."""
+    masker, rows = build_masker(BY_IMPORTANCE, mixed[1], load_corpus_tokenizer(*mixed)), Rows(*mixed, "train", LENGTH)
+    stream = TrainStream(rows, masker, SEED, Share(0, 1, 4, 1))
+    scores = [np.random.default_rng(n).uniform(0, 12, mixed[1].vocab_size).astype(np.float32) for n in range(2)]
+    masker.draw_by(scores[0])
+    steps = stream.iterate(4 * 98, 99)
+    with contextlib.closing(steps):
+        found = [keys(next(steps)) for _ in range(2)]
+        time.sleep(0.2)  # a thread that did not wait would be done by now
+        masker.draw_by(scores[1])
+        found += [keys(next(steps)) for _ in range(2)]
+    expected = []
+    for number in range(99, 103):
+        masker.draw_by(scores[number > 100])
+        expected.append(keys(stream.step(4 * (number - 1), number)))
+    assert found == expected
+    with contextlib.closing(stream.iterate(4 * 100, 101)) as steps:
+        assert keys(next(steps)) == expected[2]
 
 
 # ---- validation

@@ -375,6 +375,26 @@ def test_a_full_step_of_each_arm(arm: str) -> None:
         assert int(model.importance.sum_count_2V[1].sum()) == make_batch()["labels"].numel()
 
 
+@pytest.mark.parametrize("arm", ARM_NAMES)
+def test_masks_by_importance_give_every_arm_a_table_and_change_no_path(arm: str) -> None:
+    """The table gathers losses, and has a second one behind; what is kept goes by it only where it did before."""
+    sizes = {"layers": 4, "hidden_size": 32, "heads": 2, "intermediate_size": 64, "max_positions": LENGTH}
+    shape, special = BertShape(VOCAB, 4, 32, 2, 64, LENGTH, 0.0, 0.0), SpecialIds(PAD, 1, CLS, 3, MASK)
+    found = []
+    for how in ("random", "importance"):
+        torch.manual_seed(0)
+        model = build_model(config_from_dict({"arm": arm, "model": sizes, "data": {"mask_by": how}}), shape, special)
+        if model.importance is not None:
+            model.importance.restore(torch.rand(VOCAB, generator=torch.Generator().manual_seed(1)))
+        phases = (Phase.FULL, Phase.DROP) if ARMS[arm].drops else (Phase.FULL,)
+        found.append([run(model, make_batch(), phase)[0] for phase in phases])
+    assert found[0] == found[1]
+    assert model.importance is not None and {*model.tables} == {"scores", "masking"}
+    assert int(model.importance.sum_count_2V[1].sum()) == len(phases) * make_batch()["labels"].numel()
+    model.importance.commit(True)
+    assert bool((model.tables["masking"] == 10.0).all()) and bool((model.tables["scores"] != 10.0).any())
+
+
 def test_parts_carry_no_graph() -> None:
     _, parts = make_model()(**make_batch(), phase=Phase.ALIGN, keep=KEEP)
     assert not any(part.requires_grad for part in parts.values())

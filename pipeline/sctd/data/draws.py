@@ -11,6 +11,7 @@ U64 = NDArray[np.uint64]
 # What a number is drawn for. Distinct streams are independent for the same seed and sample.
 STREAM_ORDER, STREAM_MASK, STREAM_KIND, STREAM_TOKEN = range(4)
 STREAM_TIES, STREAM_VALID, STREAM_DROPOUT, STREAM_SOURCE = range(4, 8)
+STREAM_SPAN = 8
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -35,3 +36,8 @@ def hash64(seed: int, stream: int, *counters: U64 | int) -> U64:
 def below(bits: U64, bound: int) -> NDArray[np.int64]:
     """Random bits -> integers in 0..bound-1, bound <= 2**32 (multiply-shift; bias below bound / 2**32)."""
     return ((bits >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int64)
+
+
+def unit(bits: U64) -> NDArray[np.float64]:
+    """Random bits -> multiples of 2**-53 in [0, 1), in the same order."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,6 +1,7 @@
 """`sctd inspect`: what a corpus holds, and rows of it in words, in the order and with the masks of a training."""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sctd.config import Config, RunConfig
+from sctd.config import apply_override, config_from_dict
 from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_file, verify_shards
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream, valid_batches
@@ -18,17 +19,25 @@ from sctd.errors import UserError
 
 _WIDTH = 110
 _INDENT = "    "
+_KEYS = ("data.mask_probability", "data.whole_word", "data.span_length", "data.replace")
 
 
-def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) -> str:
+def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int, overrides: Sequence[str] = ()) -> str:
     """What a corpus holds, and its first rows as a training with `run.seed` = `seed` sees them.
 
     Args:
         rows: how many. length: tokens of each; None: the longest. split: train | valid.
+        overrides: `section.key=value` of the training, keys that say how it masks.
 
     Raises:
-        UserError: no such rows, or a damaged corpus.
+        UserError: no such rows, a damaged corpus, or another key.
     """
+    tree: dict[str, Any] = {"run": {"seed": seed}}
+    for override in overrides:
+        if override.partition("=")[0] not in _KEYS:
+            raise UserError(f"override {override!r}: rows can be shown with {', '.join(_KEYS)}")
+        apply_override(tree, override)
+    config = config_from_dict(tree)
     if rows < 1:
         raise UserError(f"--rows {rows}: must be at least 1")
     manifest = read_manifest(folder)
@@ -36,7 +45,7 @@ def inspect(folder: Path, rows: int, length: int | None, split: str, seed: int) 
     tokenizer = load_corpus_tokenizer(folder, manifest)
     length = length or manifest.seq_len
     there = Rows(folder, manifest, split, length)
-    masker = build_masker(Config(run=RunConfig(seed=seed)), manifest, tokenizer)
+    masker = build_masker(config, manifest, tokenizer)
     files = _Files(folder, manifest, split, length)
     if split == "train":
         stream = TrainStream(there, masker, seed, Share(0, 1, rows, 1))

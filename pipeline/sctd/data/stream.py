@@ -172,7 +172,8 @@ class TrainStream:
         return batches
 
     def iterate(self, cursor: int, number: int = 1) -> Generator[list[Batch]]:
-        """Endless steps from `cursor`, the first of them optimizer step `number`; one thread stays one step ahead.
+        """Endless steps from `cursor`, the first of them optimizer step `number`; one thread stays one step ahead, but
+        where the masks of a step need the scores of the one before it.
 
         To be closed when done with.
 
@@ -197,8 +198,12 @@ class TrainStream:
             while True:
                 batches = self._wait_for(ready, cursor)
                 cursor, number = self.samples(cursor)[1], number + 1
-                asked.put((cursor, number))
+                waits = self.masker.awaits(number)
+                if not waits:
+                    asked.put((cursor, number))
                 yield batches
+                if waits:
+                    asked.put((cursor, number))
         finally:
             asked.put(None)
             thread.join(_FAREWELL)  # a thread at work when the interpreter ends would abort it

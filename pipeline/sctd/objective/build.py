@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import torch
 
-from sctd.config import Config
+from sctd.config import Config, parse_run
 from sctd.corpus.manifest import Manifest
 from sctd.corpus.tokenizer import SpecialIds
 from sctd.errors import UserError
@@ -17,6 +17,8 @@ from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.schedule import Schedule, ramp
 
+MEASURED_STEPS = 50  # that a new importance table needs, unless the recipe says otherwise
+
 
 def build_model(
     config: Config, shape: BertShape, special: SpecialIds, device: torch.device | str = "cpu"
@@ -27,8 +29,9 @@ def build_model(
     """
     arm, train = ARMS[config.arm], config.train
     importance = dropping = None
-    if arm.keep_by is KeepBy.IMPORTANCE:
-        importance = ImportanceTable(shape.vocab_size, special.all, config.objective.importance_beta, device)
+    keeps, masks = arm.keep_by is KeepBy.IMPORTANCE, config.data.mask_by == "importance"
+    if has_table(config):
+        importance = ImportanceTable(shape.vocab_size, special.all, config.objective.importance_beta, device, masks)
     if arm.drops:
         always = (special.cls, special.sep, special.mask, special.unk)
         per_layer = arm.keep_by is KeepBy.RANDOM_PER_LAYER
@@ -41,6 +44,7 @@ def build_model(
         importance,
         arm.needs_full_path(config.objective),
         special.sep if config.attention.scope == "document" else None,
+        keeps,
     )
     if train.compile:
         if importance is not None:  # CUDA graphs write into it in place
@@ -51,15 +55,29 @@ def build_model(
     return model
 
 
+def measuring_steps(config: Config) -> range:
+    """The optimizer steps that measure an importance table which knows nothing yet, on the full path: the first ones of
+    a run that starts from a trained model, or of a branch."""
+    _, begin = parse_run(config.run.branch_from)
+    first = (begin or 0) + 1
+    return range(first, first + (config.objective.importance_warmup or 0) * has_table(config))
+
+
+def has_table(config: Config) -> bool:
+    """Whether the run has an importance table."""
+    return ARMS[config.arm].keep_by is KeepBy.IMPORTANCE or config.data.mask_by == "importance"
+
+
 def build_hook(config: Config, length: int) -> HybridScheduleHook:
     """The hybrid schedule of `config.arm` on rows of `length` tokens."""
     arm, schedule, steps, ratio = ARMS[config.arm], config.schedule, config.train.steps, config.model.keep_ratio
+    full_start = max(schedule.full_start, *measuring_steps(config)[-1:], 0)
     return HybridScheduleHook(
         drops=arm.drops,
         interval=config.objective.interval if arm.aligns else 0,
         keep_ratio=Schedule((1, ramp(0, steps, ratio, 1.0) if arm.keep_grows else ratio)),
         length=length,
-        dropping=(schedule.full_start + 1, steps - schedule.full_finish),
+        dropping=(full_start + 1, steps - schedule.full_finish),
     )
 
 

@@ -48,9 +48,10 @@ class PretrainingModel(nn.Module):
 
     Args:
         dropping: None for an arm that drops nothing.
-        importance: None for an arm that does not choose by importance.
+        importance: None where neither the kept tokens nor the masks are chosen by it.
         align_full: whether an ALIGN step runs the full path.
         document_end: id that ends each document ([SEP]) where attention stays inside documents, else None.
+        keep_by_importance: whether the dropping path keeps the most important tokens, else random ones.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PretrainingModel(nn.Module):
         importance: ImportanceTable | None = None,
         align_full: bool = True,
         document_end: int | None = None,
+        keep_by_importance: bool = True,
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -71,11 +73,15 @@ class PretrainingModel(nn.Module):
         self.importance = importance
         self.align_full = align_full
         self.document_end = document_end
+        self.keep_by_importance = keep_by_importance
 
     @property
     def tables(self) -> dict[str, Tensor]:
         """What training moves beside the parameters, by name: float32 and whole on every rank, part of checkpoints."""
-        return {"scores": self.importance.scores_V} if self.importance is not None else {}
+        if self.importance is None:
+            return {}
+        snapshot_V = self.importance.snapshot_V
+        return {"scores": self.importance.scores_V} | ({} if snapshot_V is None else {"masking": snapshot_V})
 
     def forward(
         self,
@@ -118,7 +124,7 @@ class PretrainingModel(nn.Module):
         middle = self.bert.layers[self.plan.middle]
         scores_V = sum_count_2V = None
         if self.importance is not None:
-            scores_V = self.importance.scores_V
+            scores_V = self.importance.scores_V if self.keep_by_importance else None
             sum_count_2V = self.importance.sum_count_2V if self.training else None
         drop = full = first_BSD = None
         if phase is Phase.FULL or (phase is Phase.ALIGN and self.align_full):
