@@ -5,15 +5,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
 from sctd.config import config_from_dict
 from sctd.corpus.tokenizer import SpecialIds
+from sctd.model.bert import Bert
+from sctd.model.convert import from_hf_config, from_hf_state
 from sctd.objective.build import build_model, shape_of
 from sctd.objective.pretraining import PretrainingModel
 from sctd.objective.schedule import Phase
 from sctd.train.flops import StepFlops, step_flops
 
 VOCABULARY = 500
+
+
+def load_hf(config: PreTrainedConfig, state: dict[str, Tensor]) -> Bert:
+    """Our model with the weights of a masked language model of transformers."""
+    model = Bert(from_hf_config(config))
+    model.load_state_dict(from_hf_state(state, model.shape)[0])
+    return model
 
 
 def small(

@@ -18,8 +18,8 @@ from sctd.evaluate.analyse import probe as module
 from sctd.evaluate.analyse.probe import layer_accuracies, read_task, sentence_vectors
 from sctd.evaluate.encoder import open_encoder
 from sctd.evaluate.finetune.features import batches
-from sctd.model.convert import load_hf
 from sctd.present.pictures import colours, draw_probe
+from small_models import load_hf
 from support import ROOT, train
 from tiny_bert import FILLER
 

@@ -77,3 +77,25 @@ def test_a_row_of_one_document_is_the_same_in_both_scopes(phase: Phase, family: 
         for end in (None, SEP)
     ]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_windows_go_by_the_places_of_the_row() -> None:
+    """A query that is asked alone, at its place, gets what it gets within the whole row; no key beyond half the window
+    counts."""
+    torch.manual_seed(3)
+    attention = Attention(32, 4, 0.0, rotary_table(40, 8, 1e4), bias=False, window=10)
+    x_BSD, place_BQ = torch.randn(2, 40, 32), torch.tensor([[0, 7, 20, 39], [1, 2, 30, 31]])
+    whole_BSD = attention(x_BSD, None, None)
+    some_BQD = torch.stack([row[places] for row, places in zip(x_BSD, place_BQ, strict=True)])
+    expected = torch.stack([row[places] for row, places in zip(whole_BSD, place_BQ, strict=True)])
+    torch.testing.assert_close(attention(some_BQD, x_BSD, None, place_BQ), expected)
+    moved_BSD = x_BSD.clone()
+    moved_BSD[:, 26:] += 1.0
+    changed_S = (attention(moved_BSD, None, None) - whole_BSD).abs().amax((0, 2)) > 1e-6
+    assert changed_S.nonzero()[0] == 21 and not changed_S[:21].any()
+    # Of kept tokens that are their own context, those attend to each other that are near in the row.
+    alone_BQD = attention(some_BQD, None, None, place_BQ)
+    others_BQD = attention(some_BQD[:, :1], None, None, place_BQ[:, :1])
+    torch.testing.assert_close(alone_BQD[0, 0], others_BQD[0, 0])  # the next one is 7 away
+    assert not torch.allclose(alone_BQD[1, 0], others_BQD[1, 0])

@@ -1,6 +1,7 @@
 """To and from transformers' BertForMaskedLM and ModernBertForMaskedLM: same logits, same names, nothing else; and what
 is refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from sctd.config import FAMILIES
 from sctd.errors import UserError
 from sctd.model.bert import Bert, BertShape
-from sctd.model.convert import from_hf_config, from_hf_state, load_hf, to_hf_config, to_hf_state
+from sctd.model.convert import from_hf_config, from_hf_state, to_hf_config, to_hf_state
+from small_models import load_hf
 
 SHAPES = {
     "two layers": BertShape(99, 2, 32, 2, 64, 40),
@@ -23,6 +33,10 @@ SHAPES = {
     "modern, one head, odd layers": BertShape(61, 3, 24, 1, 40, 17, layer_norm_eps=1e-5, family="modernbert"),
     "modern, longest short": BertShape(70, 2, 32, 2, 48, 512, 0.2, 0.3, 1e-5, 0.05, family="modernbert"),
     "modern, long": BertShape(70, 2, 32, 2, 48, 1100, family="modernbert"),
+    "modern, windows": BertShape(
+        70, 5, 32, 2, 48, 60, family="modernbert", theta=1.6e5, window=16, global_every=2, local_theta=500.0
+    ),
+    "modern, all local but the first": BertShape(70, 4, 32, 2, 48, 40, family="modernbert", window=6, global_every=4),
     "modern, other theta": BertShape(70, 2, 32, 2, 48, 30, family="modernbert", theta=77.5),
 }
 OF_FAMILY = {"bert": SHAPES["two layers"], "modernbert": SHAPES["modern"]}
@@ -103,7 +117,8 @@ def test_names_are_theirs_and_all_of_them(shape: BertShape) -> None:
     assert {name: t.shape for name, t in state.items()} == {name: p.shape for name, p in parameters.items()}
     assert all(tensor.is_contiguous() for tensor in state.values())
     assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
-    assert set(from_hf_state(theirs.state_dict(), shape)) == set(ours.state_dict())
+    found, left_out = from_hf_state(theirs.state_dict(), shape)
+    assert set(found) == set(ours.state_dict()) and not left_out
 
 
 @both
@@ -208,7 +223,7 @@ def test_other_modern_architectures_are_refused(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types follow no pattern"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}},
             "rope_type is 'linear'",
@@ -216,16 +231,18 @@ def test_other_modern_architectures_are_refused(key: str, value: Any) -> None:
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "rope_type is 'dynamic'"),
     ],
 )
-def test_windows_and_stretched_rotations_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_odd_windows_and_stretched_rotations_are_refused(changes: dict[str, Any], said: str) -> None:
     config = ModernBertConfig(**{**to_hf_config(SHAPES["modern"], 0).to_dict(), **changes})
     with pytest.raises(UserError) as caught:
         from_hf_config(config)
     assert said in str(caught.value) and "config.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_published_modernbert_is_refused_for_its_windows() -> None:
-    with pytest.raises(UserError, match="layer_types has 'sliding_attention', only 'full_attention' can be loaded"):
-        from_hf_config(ModernBertConfig())
+def test_the_published_modernbert_has_windows() -> None:
+    shape = from_hf_config(ModernBertConfig())
+    assert (shape.window, shape.global_every, shape.local_theta, shape.rotary_theta) == (128, 3, 10_000.0, 160_000.0)
+    assert [number for number in range(22) if not shape.is_local(number)] == list(range(0, 22, 3))
+    assert from_hf_config(to_hf_config(shape, 0)) == shape
 
 
 @pytest.mark.parametrize("position", ["absolute", None])
@@ -238,24 +255,62 @@ def test_plain_bert_is_not_refused(position: str | None) -> None:
 def test_a_missing_weight_is_named(family: str) -> None:
     theirs = make_theirs(OF_FAMILY[family])
     names = {
-        "bert": ("bert.encoder.layer.1.attention.self.value.bias", "cls.predictions.bias"),
-        "modernbert": (
-            "model.layers.1.attn.Wqkv.weight",
-            "model.final_norm.weight",
-            "head.norm.weight",
-            "decoder.bias",
-        ),
+        "bert": ("bert.encoder.layer.1.attention.self.value.bias", "cls.predictions.transform.dense.weight"),
+        "modernbert": ("model.layers.1.attn.Wqkv.weight", "model.final_norm.weight", "head.norm.weight"),
     }[family]
     for name in names:
         state = {key: value for key, value in theirs.state_dict().items() if key != name}
-        with pytest.raises(UserError, match=f"{name}.*{HEADS[family].__name__}"):
+        with pytest.raises(UserError, match=f"no weight '{name}' .in all, 1 of"):
             load_hf(theirs.config, state)
+
+
+@both
+def test_without_a_head_the_encoder_is_what_it_was(family: str) -> None:
+    """As a file of the plain encoder, and as one of a classifier, which says what has no place here."""
+    shape = OF_FAMILY[family]
+    whole = randomise(make_theirs(shape)).state_dict()
+    expected, _ = from_hf_state(whole, shape)
+    encoder = {name: tensor for name, tensor in expected.items() if not name.startswith("head.")}
+    prefix = {"bert": "bert.", "modernbert": "model."}[family]
+    bare = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+    classes = {"bert": BertForSequenceClassification, "modernbert": ModernBertForSequenceClassification}
+    classifier = classes[family](to_hf_config(shape, 0))
+    classifier.load_state_dict(whole, strict=False)
+    poolers = {"bert": ["bert.pooler.dense.bias", "bert.pooler.dense.weight"], "modernbert": []}[family]
+    heads = {"bert": [], "modernbert": ["head.dense.weight", "head.norm.weight"]}[family]
+    for state, left_out in (
+        (bare, []),
+        (classifier.state_dict(), sorted([*poolers, "classifier.bias", "classifier.weight", *heads])),
+    ):
+        found, strangers = from_hf_state(state, shape)
+        assert found.keys() == encoder.keys() and strangers == left_out
+        assert all(torch.equal(found[name], tensor) for name, tensor in encoder.items())
+
+
+def test_names_of_old_files_are_read() -> None:
+    shape = OF_FAMILY["bert"]
+    state = randomise(make_theirs(shape)).state_dict()
+    old = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): tensor for name, tensor in state.items()}
+    old = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): tensor for name, tensor in old.items()}
+    old["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    assert any(name.endswith("gamma") for name in old)
+    found, left_out = from_hf_state(old, shape)
+    expected, _ = from_hf_state(state, shape)
+    assert not left_out and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_part_that_the_encoder_has_no_place_for_is_refused() -> None:
+    shape = OF_FAMILY["bert"]
+    name = "bert.encoder.layer.0.crossattention.self.query.weight"
+    state = make_theirs(shape).state_dict() | {name: torch.ones(2, 2)}
+    with pytest.raises(UserError, match=r"a weight 'bert\.encoder\.layer\.0\.crossattention.*no place"):
+        from_hf_state(state, shape)
 
 
 @both
 def test_weights_of_the_other_family_are_refused(family: str) -> None:
     mine, other = OF_FAMILY[family], next(shape for name, shape in OF_FAMILY.items() if name != family)
-    with pytest.raises(UserError, match=HEADS[family].__name__):
+    with pytest.raises(UserError, match="checkpoint has no weight"):
         load_hf(to_hf_config(mine, 0), make_theirs(other).state_dict())
 
 
@@ -263,6 +318,6 @@ def test_weights_of_the_other_family_are_refused(family: str) -> None:
 def test_a_weight_of_another_size_is_refused(family: str) -> None:
     theirs = make_theirs(OF_FAMILY[family])
     config = type(theirs.config)(**{**theirs.config.to_dict(), "vocab_size": 98})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="do not fit its config.json: embeddings.word.weight is") as caught:
         load_hf(config, theirs.state_dict())
     assert "\n" not in str(caught.value)

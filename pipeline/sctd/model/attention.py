@@ -42,6 +42,11 @@ def flex_mask(query_BQ: Tensor, key_BS: Tensor, create: Callable[..., BlockMask]
     return create(same_segment, batch, None, queries, key_BS.shape[1], device=query_BQ.device)
 
 
+def window_mask(query_BQ: Tensor, key_BS: Tensor, half: int) -> Tensor:
+    """Queries at these places may attend to the keys that are at most `half` places away: bool (B, 1, Q, S)."""
+    return (query_BQ[:, None, :, None] - key_BS[:, None, None, :]).abs() <= half
+
+
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Any:
     attend: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
     return attend(q, k, v, block_mask=mask)
@@ -66,14 +71,22 @@ class Attention(nn.Module):
         table_2Sh: float32, cosines and sines of rotary positions (`sctd_kernels.rotary_table`); None: no rotation. No
             buffer: the engine would round it to its own precision.
         bias: of all projections.
+        window: places that a query attends to, half of them on each side; 0: all.
     """
 
     def __init__(
-        self, width: int, heads: int, dropout: float, table_2Sh: Tensor | None = None, bias: bool = True
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        table_2Sh: Tensor | None = None,
+        bias: bool = True,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.half_window = window // 2
         self.rotary = None if table_2Sh is None else Rotary(table_2Sh)
         self.query = nn.Linear(width, width, bias)
         self.key_value = StackedLinear(width, width, 2, bias)
@@ -86,8 +99,8 @@ class Attention(nn.Module):
 
         Args:
             context_BSD: None: the queries are their own context.
-            place_BQ: int64, the places of the queries in their row, for rotary positions; None: at 0..Q-1. A context of
-                its own is at 0..S-1.
+            place_BQ: int64, the places of the queries in their row, for rotary positions and windows; None: at 0..Q-1.
+                A context of its own is at 0..S-1.
         """
         k, v = (
             self._split(part) for part in self.key_value(x_BQD if context_BSD is None else context_BSD).chunk(2, dim=-1)
@@ -95,6 +108,8 @@ class Attention(nn.Module):
         q = self._split(self.query(x_BQD))
         if self.rotary is not None:
             q, k = self.rotary(q, place_BQ), self.rotary(k, place_BQ if context_BSD is None else None)
+        if self.half_window:
+            mask = self._near(mask, q, k, place_BQ, context_BSD is None)
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         if isinstance(mask, BlockMask):
             mixed_BHQd = _attend_in_blocks(q, k, v, mask)
@@ -102,6 +117,18 @@ class Attention(nn.Module):
             rate = self.dropout if self.training else 0.0
             mixed_BHQd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.out(mixed_BHQd.transpose(1, 2).reshape(x_BQD.shape))
+
+    def _near(
+        self, mask: Mask | None, q_BQHd: Tensor, k_BSHd: Tensor, place_BQ: Tensor | None, is_own: bool
+    ) -> Mask | None:
+        """`mask`, and no further than half a window."""
+        if k_BSHd.shape[1] <= self.half_window and place_BQ is None:
+            return mask
+        row_1Q, row_1S = (torch.arange(x.shape[1], device=x.device)[None] for x in (q_BQHd, k_BSHd))
+        query_BQ = row_1Q if place_BQ is None else place_BQ
+        near = window_mask(query_BQ, query_BQ if is_own else row_1S, self.half_window)
+        assert not isinstance(mask, BlockMask), "windows and block masks do not go together"
+        return near if mask is None else near & mask
 
     def _split(self, x_BTD: Tensor) -> Tensor:
         batch, length, width = x_BTD.shape

@@ -140,9 +140,12 @@ class Bert(nn.Module):
         self.shape = shape
         width, eps, numbers = shape.hidden_size, shape.layer_norm_eps, range(shape.layers)
         if shape.is_modern:
-            table_2Sh = rotary_table(shape.max_positions, width // shape.heads, shape.rotary_theta, device)
+            thetas = [shape.local_theta if shape.is_local(number) else shape.rotary_theta for number in numbers]
+            tables = {each: rotary_table(shape.max_positions, width // shape.heads, each, device) for each in thetas}
             self.embeddings: Embeddings | ModernEmbeddings = ModernEmbeddings(shape)
-            self.layers = nn.ModuleList(ModernLayer(shape, number, table_2Sh, recompute) for number in numbers)
+            self.layers = nn.ModuleList(
+                ModernLayer(shape, number, tables[theta], recompute) for number, theta in enumerate(thetas)
+            )
             self.norm: nn.Module = nn.LayerNorm(width, eps=eps, bias=False)
         else:
             self.embeddings = Embeddings(shape)

@@ -3,6 +3,7 @@
 The names differ, and which projections share a matrix. Each family is a table of names and no code.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,17 @@ _MODERN_SAYS = {
     "mlp_bias": False, "decoder_bias": True, "classifier_bias": False, "tie_word_embeddings": True,
 }  # fmt: skip
 
+# What the names of a head's weights begin with.
+_HEADS: dict[str, tuple[str, ...]] = {"bert": ("cls.predictions.",), "modernbert": ("head.", "decoder.")}
+_SHARED = ("head.dense.weight", "head.norm.weight")
+_COPIES = (".position_ids", "decoder.weight", "decoder.bias")  # buffers, and what is tied to another weight
+_ROBERTA = "its positions begin at 2, it has no token types, and its tokenizer is no WordPiece"
+_OTHERS = {
+    "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA,
+    "electra": "its embeddings have a width of their own", "albert": "its layers share weights",
+    "distilbert": "it has no token types", "deberta-v2": "its attention has relative positions",
+}  # fmt: skip
+
 # Fields of a shape by the keys that a configuration has them under; of several keys for one field the last is read.
 _SIZES = {
     "vocab_size": "vocab_size", "num_hidden_layers": "layers", "hidden_size": "hidden_size",
@@ -98,11 +110,15 @@ def to_hf_config(
     common |= {"pad_token_id": pad_token_id, "architectures": [HEADS[shape.family]]}
     if not shape.is_modern:
         return BertConfig(**common, hidden_act="gelu", type_vocab_size=2)
-    rotation = {"rope_type": "default", "rope_theta": shape.rotary_theta}
+    local = shape.local_theta if shape.window else shape.rotary_theta
+    common |= {"local_attention": shape.window} if shape.window else {}
     return ModernBertConfig(
         **common,
-        layer_types=["full_attention"] * shape.layers,
-        rope_parameters={"full_attention": rotation, "sliding_attention": dict(rotation)},
+        layer_types=_layer_types(shape),
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": shape.rotary_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
         cls_token_id=cls_token_id,
         sep_token_id=sep_token_id,
         bos_token_id=cls_token_id,
@@ -114,11 +130,12 @@ def from_hf_config(config: "PreTrainedConfig") -> BertShape:
     """The shape of a transformers BERT or ModernBERT.
 
     Raises:
-        UserError: an architecture that this model does not compute (another activation, local attention, ...).
+        UserError: an architecture that this model does not compute (another activation, stretched rotations, ...).
     """
     if config.model_type not in ("bert", "modernbert"):
-        raise UserError(f"checkpoint's config.json: model_type is {config.model_type!r}: only 'bert' and 'modernbert' "
-                        "can be loaded")  # fmt: skip
+        why = _OTHERS.get(config.model_type, "it is another architecture")
+        raise UserError(f"checkpoint's config.json: model_type is {config.model_type!r}, only 'bert' and 'modernbert' "
+                        f"can be loaded: {why}")  # fmt: skip
     modern = config.model_type == "modernbert"
     for key, wanted in (_MODERN_SAYS if modern else _BERT_SAYS).items():
         found = getattr(config, key, wanted)
@@ -128,15 +145,32 @@ def from_hf_config(config: "PreTrainedConfig") -> BertShape:
     sizes: dict[str, Any] = {field: getattr(config, key) for key, field in keys.items()}
     if not modern:
         return BertShape(**sizes)
-    windows = sorted({kind for kind in config.layer_types if kind != "full_attention"})
-    rotation = config.rope_parameters["full_attention"]
-    if windows or rotation.get("rope_type", "default") != "default":
-        found = f"layer_types has {windows[0]!r}" if windows else f"rope_type is {rotation['rope_type']!r}"
-        wanted = "full_attention" if windows else "default"
-        raise UserError(f"checkpoint's config.json: {found}, only {wanted!r} can be loaded")
     shape = BertShape(**sizes, family="modernbert")
-    theta = float(rotation["rope_theta"])
-    return shape if theta == shape.rotary_theta else replace(shape, theta=theta)
+    thetas = {}
+    for kind in sorted({*config.layer_types}):
+        rotation = config.rope_parameters[kind]
+        if (found := rotation.get("rope_type", "default")) != "default":
+            raise UserError(f"checkpoint's config.json: rope_type is {found!r}, only 'default' can be loaded")
+        thetas[kind] = float(rotation["rope_theta"])
+    theta = thetas.get("full_attention")
+    if theta is not None and theta != shape.rotary_theta:
+        shape = replace(shape, theta=theta)
+    if "sliding_attention" in thetas:
+        others = [number for number, kind in enumerate(config.layer_types) if number and kind == "full_attention"]
+        shape = replace(
+            shape,
+            window=config.local_attention,
+            global_every=others[0] if others else shape.layers,
+            local_theta=thetas["sliding_attention"],
+        )
+    if list(config.layer_types) != _layer_types(shape):
+        raise UserError("checkpoint's config.json: layer_types follow no pattern: every n-th layer must have "
+                        "'full_attention', from the first, and the others 'sliding_attention'")  # fmt: skip
+    return shape
+
+
+def _layer_types(shape: BertShape) -> list[str]:
+    return ["sliding_attention" if shape.is_local(number) else "full_attention" for number in range(shape.layers)]
 
 
 def to_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
@@ -147,32 +181,45 @@ def to_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
-def from_hf_state(state: dict[str, Tensor], shape: BertShape) -> dict[str, Tensor]:
-    """A state dict of transformers' masked language model under our names.
+def from_hf_state(state: dict[str, Tensor], shape: BertShape) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a transformers model under our names, with or without its masked-language-model head, and the
+    names of those that have no place here (poolers, heads of other tasks).
 
     Raises:
-        KeyError: a weight that is missing.
+        UserError: a weight that is missing, of another size, or that is a part of the encoder and has no place here.
     """
+    theirs = {_full_name(name, shape): tensor for name, tensor in state.items()}
+    names = {name for _, sources in _pairs(shape) for name, _ in sources}
+    head = {name for name in names if name.startswith(_HEADS[shape.family])}
+    # A classifier of modernbert has the dense layer and the norm of that head too, but not its output's bias.
+    wanted = names if (head - set(_SHARED)) & theirs.keys() else names - head
+    if missing := sorted(wanted - theirs.keys()):
+        raise UserError(
+            f"checkpoint has no weight {missing[0]!r} (in all, {len(missing)} of {len(wanted)} are missing)"
+        )
+    left_out = [name for name in theirs.keys() - wanted if not name.endswith(_COPIES)]
+    if strange := sorted(name for name in left_out if re.search(r"\b(layers?\.\d|embeddings\.)", name)):
+        raise UserError(f"checkpoint has a weight {strange[0]!r}, which this architecture has no place for")
     found: dict[str, Tensor] = {}
-    for ours, theirs in _pairs(shape):
-        found |= _moved(state, theirs, ours)
-    return found
+    for ours, sources in _pairs(shape):
+        if all(name in wanted for name, _ in sources):
+            found |= _moved(theirs, sources, ours)
+    with torch.device("meta"):
+        expected = Bert(shape).state_dict()
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            sizes = f"{tuple(tensor.shape)}, and not {tuple(expected[name].shape)}"
+            raise UserError(f"checkpoint's weights do not fit its config.json: {name} is {sizes}")
+    return found, sorted(left_out)
 
 
-def load_hf(config: "PreTrainedConfig", state: dict[str, Tensor]) -> Bert:
-    """Our model with the weights of a `BertForMaskedLM` or `ModernBertForMaskedLM`.
-
-    Raises:
-        UserError: another architecture, or weights that are missing.
-    """
-    model = Bert(from_hf_config(config))
-    try:
-        model.load_state_dict(from_hf_state(state, model.shape))
-    except KeyError as error:
-        raise UserError(f"checkpoint has no weight {error}: it must be a {HEADS[model.shape.family]}") from None
-    except RuntimeError as error:
-        raise UserError(f"checkpoint's weights do not fit its config.json: {' '.join(str(error).split())}") from None
-    return model
+def _full_name(name: str, shape: BertShape) -> str:
+    """As the model with a head has it: without one the prefix is left out, and old files say gamma and beta."""
+    if not shape.is_modern:
+        name = name.removesuffix(".gamma") + ".weight" if name.endswith("LayerNorm.gamma") else name
+        name = name.removesuffix(".beta") + ".bias" if name.endswith("LayerNorm.beta") else name
+        return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+    return f"model.{name}" if name.startswith(("embeddings.", "layers.", "final_norm.")) else name
 
 
 def _pairs(shape: BertShape) -> Iterator[tuple[list[tuple[str, int]], list[tuple[str, int]]]]:

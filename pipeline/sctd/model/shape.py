@@ -15,6 +15,9 @@ class BertShape:
         intermediate_size: E; in a modernbert the width after the gate.
         positions: how a bert's table of positions begins: learned (like all weights) or sinusoidal.
         theta: base of rotary positions (modernbert); None: 10,000 for up to 512 positions, 160,000 beyond.
+        window: tokens that a local layer attends to, half of them on each side (modernbert); 0: no layer is local.
+        global_every: where there are windows, every so many-th layer is global, from the first. local_theta: base of
+            rotary positions in the local ones.
     """
 
     vocab_size: int
@@ -30,10 +33,17 @@ class BertShape:
     family: str = "bert"
     positions: str = "learned"
     theta: float | None = None
+    window: int = 0
+    global_every: int = 3
+    local_theta: float = _THETA
 
     @property
     def is_modern(self) -> bool:
         return self.family == "modernbert"
+
+    def is_local(self, layer: int) -> bool:
+        """Whether this layer, from 0, attends within a window."""
+        return self.window > 0 and layer % self.global_every > 0
 
     @property
     def rotary_theta(self) -> float:
