@@ -1,7 +1,9 @@
-"""The exceptions that are meant for users: each is one line."""
+"""The exceptions that are meant for users, each is one line; and exit codes."""
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 74  # EX_IOERR of sysexits.h
+EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
+EXIT_INTERRUPTED = 130  # as shells say of SIGINT
 
 
 class UserError(ValueError):

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 _HELD = (errno.EAGAIN, errno.EACCES)
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # file systems without locks
+_UNFINISHED: set[Path] = set()  # hidden folders of `new_folder`
 
 
 def sync(path: Path) -> None:
@@ -63,6 +64,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; it replaces `out` at the end, and is removed after an error."""
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    _UNFINISHED.add(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -70,6 +72,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _UNFINISHED.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """For a process that is about to end within `new_folder`, without its end being raised there."""
+    for folder in _UNFINISHED:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:

@@ -1,60 +1,24 @@
 """Stopping and saving on request, agreed by all ranks at a step boundary.
 
-SIGTERM and SIGUSR1 set a flag and do nothing else, so that no signal can interrupt a save. Files named STOP and SAVE in
-the folder of the run ask for the same from a shell. At each step boundary the ranks exchange what they were asked for,
-over gloo and one step behind the training, so that neither the device nor the network is waited for. Before the first
-step there is nothing to save: until then a signal ends the process, with the same exit code.
+Signals are only noted (signals.py), so that none can interrupt a save. Files named STOP and SAVE in the folder of the
+run ask for the same from a shell. At each step boundary the ranks exchange what they were asked for, over gloo and one
+step behind the training, so that neither the device nor the network is waited for.
 """
 
-import os
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sctd.signals import Mailbox
 from sctd.train.engine.distributed import World, host_group
 
-EXIT_STOPPED = 75  # saved, and to be continued with --resume; EX_TEMPFAIL of sysexits.h
 REQUEST_FILES = ("STOP", "SAVE")
 STOPPED = "stopped"  # what a STOP that was seen is renamed to: who asked for it does not want the job to come back
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_EVERY = 1.0  # seconds between looks into the folder, which may be on a slow network
-
-
-@dataclass
-class Mailbox:
-    """The signals that this process has received.
-
-    training: a training is running that looks at them.
-    """
-
-    signals: list[str] = field(default_factory=list)
-    training: bool = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While it lasts, SIGTERM and SIGUSR1 are noted; they end the process only where it does not train yet."""
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        self.signals.append(name)
-        if not self.training:
-            print(f"stopped on request ({name}) before the first step: start again", flush=True)
-            sys.stderr.flush()
-            os._exit(EXIT_STOPPED)  # at once: other threads may wait for ranks that never come
 
 
 class Requests:
