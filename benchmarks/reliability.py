@@ -37,6 +37,7 @@ from sctd.corpus.tokenizer import SpecialIds
 from sctd.jobs.verify import compare, kill, start
 from sctd.model.bert import BertShape
 from sctd.objective.build import build_hook, build_model
+from sctd.signals import Mailbox
 from sctd.train.engine.distributed import World, init_world
 from sctd.train.engine.engine import StepWatch, build_engine
 from sctd.train.engine.launch import discover
@@ -44,7 +45,7 @@ from sctd.train.engine.resolve import resolve
 from sctd.train.keep import checkpoint
 from sctd.train.keep.checkpoint import Progress, Saver
 from sctd.train.keep.metrics import read_metrics
-from sctd.train.keep.preemption import Mailbox, Requests
+from sctd.train.keep.preemption import Requests
 from sctd.train.loop.guards import Curve, Pace, Skips
 
 RESULTS = Path(__file__).parent / "results"

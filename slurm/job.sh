@@ -2,6 +2,7 @@
 # The common part of all pretraining jobs: sourced by pretrain_*.sh and by scripts of `sctd slurm`, not submitted itself.
 #
 #   RECIPE  recipe to train                      RUN     folder of the run; default runs/JOB-NAME
+#   BRANCH_FROM  RUN@STEP to begin at instead, with the settings of that run
 #   CORPUS  folder made by `sctd prepare`        ARGS    overrides, as for `sctd pretrain`
 #   DEEPSPEED_CONFIG  a JSON of ds_configs/      SRUN_ARGS  for srun, such as a container
 #   MAX_FAILURES  attempts in a row that may fail without a new checkpoint; default 3
@@ -19,7 +20,9 @@ export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer inherits it from sbatch
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-command=(sctd pretrain "$RECIPE" "run.dir=$RUN")
+command=(sctd pretrain)
+if [ -n "${BRANCH_FROM:-}" ]; then command+=(--branch-from "$BRANCH_FROM"); else command+=("$RECIPE"); fi
+command+=("run.dir=$RUN")
 [ -n "${CORPUS:-}" ] && command+=("data.corpus=$CORPUS")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
 { [ -f "$RUN/config.yaml" ] || compgen -G "$RUN/checkpoints/step-*" >/dev/null; } && command+=(--resume) # this job, or an earlier one on the same run
@@ -38,10 +41,10 @@ srun --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${command[@]}" ${ARGS:-}
 code=$?
 echo "$(date -Is) srun ended with exit code $code; newest checkpoint: $(newest)"
 
-# 0: done. 2: bad input, a second attempt would not help. 75: stopped and saved; requeue, unless a file STOP asked for it.
-# Else: a failure of the machine (74) or of the program.
+# 0: done. 2: bad input, a second attempt would not help. 130: a person sent SIGINT before the first step, or twice.
+# 75: stopped and saved; requeue, unless a file STOP asked for it. Else: a failure of the machine (74) or of the program.
 case $code in
-  2) exit 2 ;;
+  2 | 130) exit "$code" ;;
   0 | 75)
     rm -f "$RUN/failures"
     [ "$code" -eq 0 ] && exit 0

@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant("objective/schedule.py", "step % self.interval == 0", "(step - 1) % self.interval == 0", SCHEDULE),
     Mutant("objective/schedule.py", "step = engine.global_steps + 1", "step = engine.global_steps", SCHEDULE),
     Mutant("objective/schedule.py", "(last + 1, Phase.FULL)", "(last, Phase.FULL)", SCHEDULE),
-    Mutant("objective/build.py", "(schedule.full_start + 1, steps", "(schedule.full_start, steps", SCHEDULE),
+    Mutant("objective/build.py", "(full_start + 1, steps", "(full_start, steps", SCHEDULE),
     Mutant("objective/importance.py", "+ (1 - self.beta) * mean_V", "+ self.beta * mean_V", IMPORTANCE),
     Mutant("objective/importance.py", "(count_V > 0) & self._updatable_V", "count_V > 0", IMPORTANCE),
     Mutant("objective/importance.py", "if applied:", "if True:", IMPORTANCE),
@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("data/order.py", "hash64(seed, STREAM_ORDER, epoch.", "hash64(seed, STREAM_ORDER, 0 * epoch.", ORDER),
     Mutant("data/order.py", "cursor = max(cursor, end)", "cursor = end", STREAM),
     Mutant("data/masking.py", "= _LAST", "= _LAST >> np.uint64(1)", MASKING),
-    Mutant("data/masking.py", "kind_BM < _MASK_SHARE + _RANDOM_SHARE,", "kind_BM < _MASK_SHARE,", MASKING),
+    Mutant("data/masking.py", "kind_BM < to_mask + to_random,", "kind_BM < to_mask,", MASKING),
     Mutant("data/stream.py", "mine = chosen[rank::world]", "mine = chosen", STREAM),
     Mutant("train/keep/checkpoint.py", "if manifest.pop(_SEAL) != _seal(manifest):", "if not manifest.pop(_SEAL):",
            f"{DAMAGE}::test_a_manifest_that_says_something_else_is_damaged"),
@@ -62,6 +62,8 @@ MUTANTS = [
            f"{DAMAGE}::test_every_file_is_guarded"),
     Mutant("train/keep/checkpoint.py", "*found[written + keep :]", "*found[written + keep + 1 :]",
            f"{RUNS}::test_old_checkpoints_are_pruned_and_latest_points_at_the_newest"),
+    Mutant("signals.py", "now - self._pressed >= _AGAIN", "now >= self._pressed",
+           "tests/train/test_preemption.py::test_ctrl_c_again_ends_all_ranks_at_once"),
 ]  # fmt: skip
 
 

@@ -165,10 +165,11 @@ def test_vocabulary_smaller_than_a_token_id_and_rows_too_long(
 
 
 def test_run_dir_that_holds_another_run(capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("arm: sctd\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000004\n")  # and no checkpoint: it was removed
     line = refused(capsys, "pretrain", recipe, f"run.dir={tmp_path}")
     assert "holds a run" in line and "--resume" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_resume_without_a_run(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

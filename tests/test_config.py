@@ -31,7 +31,7 @@ from support import ROOT
 
 SHIPPED = sorted(path.stem for path in (Path(module.__file__).parent / "recipes").glob("*.yaml"))
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "arm"}
-KEYS = ["arm"] + [f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in fields(cls)]
+KEYS = ["arm"] + [f"{section}.{f.name.rstrip('_')}" for section, cls in SECTIONS.items() for f in fields(cls)]
 
 
 def refused(*overrides: str, recipe: str = "bert-base-sctd") -> str:
@@ -254,6 +254,11 @@ def test_types_are_checked(override: str, wanted: str) -> None:
         "data.mask_stages=[[5, 0.3], [3, 0.2]]",
         "data.mask_stages=[[3, 0.3], [3, 0.2]]",
         "data.mask_stages=[[250001, 0.3]]",
+        "data.span_length=-1",
+        "data.span_length=0.5",
+        "data.span_length=6",
+        "data.replace=[0.8, 0.1, 0.2]",
+        "data.replace=[1.1, -0.1, 0]",
         "objective.interval=0",
         "objective.interval=-10",
         "objective.kl_weight=-0.1",
@@ -482,7 +487,7 @@ def assert_types(config: Any) -> None:
             assert type(value) is hint, (name, value)
             assert hint is not float or not math.isnan(value), name
         elif value is not None:
-            assert type(value) in (int, tuple), (name, value)
+            assert type(value) in (*typing.get_args(hint), tuple), (name, value)
 
 
 def test_an_objective_without_a_term_is_refused() -> None:

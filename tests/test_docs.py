@@ -1,17 +1,15 @@
 """What README and docs name is there: links, files, options, keys, and the drawing of the house."""
 
 import ast
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from readme import COMMANDS, PAGES
 from sctd.cli import main
-from sctd.config import Config
+from sctd.config import keys
 from support import ROOT
 
 PACKAGE = ROOT / "pipeline" / "sctd"
@@ -67,19 +65,10 @@ def test_folders_of_the_tour_are_there() -> None:
 
 
 def test_keys_are_those_of_the_configuration() -> None:
-    known = {"arm", "section.key", *_keys(Config())}
+    known = {"section.key", *keys()}
     for page, code in CODE.items():
         named = {key for text in code for key in re.findall(r"(?:^|[\s'`])([a-z_]+\.[a-z_]+|arm)=", text)}
         assert named <= known, (page, named - known)
-
-
-def _keys(section: Any, prefix: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _keys(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def test_verbs_have_the_options_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from readme import COMMANDS, command, shell
+from sctd.corpus.tokenizer import load_tokenizer, save_tokenizer
 from support import ROOT, free_port, records
 
 SMALL = (
@@ -125,17 +126,63 @@ def scalar_tags(port: int) -> dict[str, dict[str, object]]:
 def test_the_page_on_the_corpus(workplace: Path, tmp_path: Path) -> None:
     for name in ("data", "vocab.txt"):
         (tmp_path / name).symlink_to(workplace / name)
-    prepare = command('sctd prepare --source "data/*.jsonl.xz" --tokenizer', "docs/corpus.md")
+    prepare = command('sctd prepare --source "data/*.jsonl.xz" --tokenizer vocab.txt --seq-len', "docs/corpus.md")
     shell(f"{prepare} --valid-fraction 0.1", tmp_path)
     assert shell(command("sctd inspect", "docs/corpus.md"), tmp_path).count("[MASK:") >= 3
     shell(f"{command('sctd pretrain', 'docs/corpus.md')} {SMALL}", tmp_path)
     assert records(tmp_path / "runs" / "bert-base-sctd")[-1]["step"] == 3
+    grow = command('sctd prepare --source "data/*.jsonl.xz" --tokenizer vocab.txt --add-vocabulary', "docs/corpus.md")
+    assert "pieces added" in shell(f"{grow.replace('1000', '20')} --seq-len 64 --valid-fraction 0.1", tmp_path)
     shell(command("sctd train-tokenizer", "docs/corpus.md").replace("30522", "512"), tmp_path)
     assert (tmp_path / "tokenizer" / "vocab.txt").is_file()
     prepare = command('sctd prepare --source "data/*.jsonl.xz" --workers 8', "docs/corpus.md")
     prepare = prepare.replace("--workers 8", "--workers 2")
     shell(f"{prepare} --vocab-size 512 --seq-len 64 --valid-fraction 0.1", tmp_path)
     assert (tmp_path / "corpus-8" / "manifest.json").is_file()
+
+
+def test_the_page_on_continuing(workplace: Path, corpus: Path, tmp_path: Path) -> None:
+    """From a small model of transformers, on text in three forms."""
+    (tmp_path / "data").symlink_to(workplace / "data")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=512, max_position_embeddings=512, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "my-bert")
+    save_tokenizer(load_tokenizer(str(corpus)), tmp_path / "my-bert", 512)
+    short = "schedule.warmup_steps=1 schedule.decay_steps=0 train.batch_size=4 train.log_every=1 train.valid_rows=4"
+    for run, prepare, pretrain, said in (
+        (
+            "mine",
+            command('sctd prepare --source "data/*.jsonl.xz" --tokenizer my-bert --seq-len 128', "docs/continue.md"),
+            command("sctd pretrain continue init.from=my-bert data.corpus=my-corpus/", "docs/continue.md"),
+            "start     my-bert",
+        ),
+        (
+            "words",
+            command('sctd prepare --source "data/*.jsonl.xz" --tokenizer my-bert --add-vocab', "docs/continue.md"),
+            command("sctd pretrain continue init.from=my-bert data.corpus=words-corpus/", "docs/continue.md"),
+            "20 new pieces begin as the mean",
+        ),
+        (
+            "long",
+            command('sctd prepare --source "data/*.jsonl.xz" --tokenizer my-bert --seq-len 1024', "docs/continue.md"),
+            command("sctd pretrain continue init.from=my-bert init.positions=interpolate", "docs/continue.md"),
+            "positions 512 -> 1024",
+        ),
+    ):
+        shell(f"{prepare.replace('vocabulary 1000', 'vocabulary 20')} --valid-fraction 0.1", tmp_path)
+        assert said in shell(f"{pretrain} {short} train.steps=3", tmp_path)
+        assert [record["step"] for record in records(tmp_path / "runs" / run)] == [0, 1, 2, 3]
+
+    base = command("sctd pretrain bert-base-sctd data.corpus=corpus/", "docs/training.md").replace(
+        "corpus/", "my-corpus/"
+    )
+    shell(f"{base} {SMALL}", tmp_path)
+    longer = command("sctd pretrain bert-base-sctd run.dir=runs/base --resume", "docs/continue.md")
+    said = shell(f"{longer} train.stop_at=4", tmp_path)
+    assert "train.steps 250,000 -> 400,000: the schedules are computed anew" in said
+    branch = command("sctd pretrain --branch-from", "docs/continue.md").replace("@200000", "@3")
+    shell(f"{branch} train.stop_at=5", tmp_path)
+    assert [record["step"] for record in records(tmp_path / "runs" / "base-decay")] == [1, 2, 3, 4, 5]
 
 
 def test_evaluation(workplace: Path) -> None:

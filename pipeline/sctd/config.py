@@ -13,6 +13,7 @@ import json
 import keyword
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,11 +83,11 @@ class DataConfig:
         (), "[step, share] pairs: the share to predict from that step on; validation uses the last"
     )
     whole_word: bool = setting(False, "mask whole words instead of single tokens")
-    mask_by: str = setting("random", "importance: tokens with a high MLM loss so far are masked more often",
+    mask_by: str = setting("random", "importance: tokens with a high MLM loss so far are predicted more often",
                            ("random", "importance"))  # fmt: skip
-    span_length: float = setting(0.0, "mean length in words of the spans to mask; 0: no spans", ge=0, le=10)
+    span_length: float = setting(0.0, "mask spans of whole words of this mean length; 0: no spans", ge=0, le=5.5)
     replace: tuple[float, float, float] = setting(
-        (0.8, 0.1, 0.1), "shares of the tokens to predict that become [MASK], a random token, or stay", ge=0, le=1
+        (0.8, 0.1, 0.1), "shares of the tokens to predict: [MASK], a random token, unchanged", ge=0, le=1
     )
     skip_samples: tuple[tuple[int, int], ...] = setting((), "[first, end) ranges of sample indices to skip")
 
@@ -104,6 +105,12 @@ class ModelConfig:
     max_positions: int = setting(512, "tokens in the longest row the model can read", ge=1)
     positions: str = setting("learned", "initial position embeddings of a bert",
                              ("learned", "sinusoidal"))  # fmt: skip
+    theta: float | None = setting(
+        None, "base of rotary positions; null: 10,000 for up to 512 of them, 160,000 beyond", gt=0
+    )
+    window: int = setting(0, "tokens that local layers of a modernbert attend to; 0: no layer is local", ge=0)
+    global_every: int = setting(3, "with a window: every so many-th layer is global, from the first", ge=1)
+    local_theta: float = setting(10_000.0, "base of rotary positions in local layers", gt=0)
     dropout: float = setting(0.1, "dropout of embeddings and of sub-layer outputs", ge=0, lt=1)
     attention_dropout: float = setting(0.1, "dropout of the attention weights", ge=0, lt=1)
     layer_norm_eps: float = setting(1e-12, "epsilon of LayerNorm", ge=0)
@@ -136,9 +143,10 @@ class ObjectiveConfig:
     semantic_positions: str = setting("cls", "positions that the KL losses compare", ("cls", "all"))
     detach_teacher: bool = setting(True, "no gradient of the KL losses in the full path")
     importance_beta: float = setting(0.995, "decay of the running mean of each token's loss", ge=0, lt=1)
-    importance_warmup: int = setting(
-        50, "batches on which a run with init.from first measures the importance of tokens", ge=1
-    )
+    importance_warmup: int | None = setting(
+        None, "first steps, on the full path, that measure a new importance table; null: 50 or 0",
+        ge=0, le="train.steps",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,13 +263,32 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: unknown recipe, key or value.
     """
+    return config_from_dict(_merged(recipe, overrides))
+
+
+def run_dir_of(recipe: str, overrides: Sequence[str] = ()) -> Path:
+    """The `run.dir` of a configuration whose other keys may not be settled yet.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    return Path(config_from_dict({"run": _merged(recipe, overrides)["run"]}).run.dir)
+
+
+def _merged(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     tree = _read_recipe(recipe, seen=())
     for override in overrides:
         apply_override(tree, override)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and not run.get("dir"):
         run["dir"] = f"runs/{Path(recipe).stem}"
-    return config_from_dict(tree)
+    return tree
+
+
+def keys_said(recipe: str, overrides: Sequence[str] = ()) -> set[str]:
+    """The keys, such as `train.steps`, that a recipe or an override sets; the others have their defaults."""
+    tree = _merged(recipe, overrides)
+    return {f"{name}.{key}" for name, part in tree.items() if isinstance(part, dict) for key in part}
 
 
 def config_from_dict(tree: dict[str, Any]) -> Config:
@@ -280,6 +307,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def parse_run(text: str) -> tuple[Path, int | None]:
+    """The folder of a run and a step of it, from `RUN@STEP` or `RUN` (None: its newest checkpoint)."""
+    found = re.fullmatch(r"(.+)@(\d+)", text, re.DOTALL)
+    return (Path(found[1]).expanduser(), int(found[2])) if found else (Path(text).expanduser(), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -349,7 +382,8 @@ def _build(cls: Any, tree: Any, where: str) -> Any:
         if key not in hints:
             raise UserError(f"unknown config key {path!r}: {nearest(str(key), hints)}")
         hint = hints[key]
-        values[_attribute(str(key))] = _build(hint, value, path) if dataclasses.is_dataclass(hint) else _cast(hint, value, path)
+        make = _build if dataclasses.is_dataclass(hint) else _cast
+        values[_attribute(str(key))] = make(hint, value, path)
     return cls(**values)
 
 
@@ -433,6 +467,8 @@ def _combinations(config: Config) -> Iterator[_Rule]:
         yield width % 2 == 0, "model.heads", wanted
         yield model.positions == "learned", "model.positions", "left out: a modernbert has rotary positions"
         yield model.layer_norm == "native", "model.layer_norm", "native where model.family is modernbert"
+    else:
+        yield model.window == 0, "model.window", "0 where model.family is bert"
     last = model.layers - model.full_tail - 1
     yield (model.first_dropped or 0) <= last, "model.first_dropped", f"at most {last}, before model.full_tail begins"
 
@@ -444,6 +480,7 @@ def _combinations(config: Config) -> Iterator[_Rule]:
     yield shares_fit, "data.mask_stages", "[step, share] pairs with shares above 0 and at most 0.5"
     ranges_fit = all(0 <= first < end for first, end in data.skip_samples)
     yield ranges_fit, "data.skip_samples", "[first, end) ranges with 0 <= first < end"
+    yield not 0 < data.span_length < 1, "data.span_length", "0, or at least 1"
     both = bool(data.warmup_steps) == bool(data.warmup_seq_len)
     yield both, "data.warmup_steps", "set together with data.warmup_seq_len"
     shorter = not data.seq_len or data.warmup_seq_len < data.seq_len
@@ -456,6 +493,9 @@ def _combinations(config: Config) -> Iterator[_Rule]:
     wanted = f"at most train.steps - schedule.full_start = {left}: the two may not overlap"
     yield schedule.full_finish <= left, "schedule.full_finish", wanted
     left = steps - schedule.full_finish
+    warmup = config.objective.importance_warmup or 0
+    wanted = f"below train.steps - schedule.full_finish = {left}"
+    yield not warmup or warmup < left, "objective.importance_warmup", wanted
     wanted = f"below train.steps - schedule.full_finish = {left}: no step would drop tokens"
     yield schedule.full_start < left or config.arm == "baseline", "schedule.full_start", wanted
 

@@ -8,7 +8,7 @@ import pytest
 
 from sctd.errors import UserError
 from sctd.train.submit import limit_seconds
-from support import sctd
+from support import sctd, train
 
 CPUS = ("--nodes", 2, "--gpus-per-node", 0, "--dry-run")
 
@@ -29,6 +29,18 @@ def test_a_dry_run_writes_and_prints_a_clean_script(recipe: Path, tmp_path: Path
     subprocess.run(["bash", "-n", run_dir / "job.sh"], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "-x", run_dir / "job.sh"], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_branch_is_submitted_and_checked(recipe: Path, tmp_path: Path) -> None:
+    parent, run_dir = tmp_path / "parent", tmp_path / "run"
+    train(recipe, parent, "train.stop_at=2", "train.valid_rows=2")
+    words = ("--branch-from", parent, f"run.dir={run_dir}")
+    done = sctd("slurm", *words, "model.layers=6", *CPUS)
+    assert done.returncode == 2 and "model.layers is 6" in done.stderr and not run_dir.exists()
+    done = sctd("slurm", *words, "optimizer.lr=1e-4", *CPUS)
+    assert done.returncode == 0, done.stderr
+    script = (run_dir / "job.sh").read_text(encoding="utf-8")
+    assert f"RECIPE=''\nBRANCH_FROM={parent}\n" in script and "ARGS=optimizer.lr=1e-4\n" in script
 
 
 def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_auto_at_a_resume_is_what_the_run_has(tmp_path: Path, asked: str, taken:
     started, ds_config = resolve(config(precision="bf16"), {}, 1)
     (tmp_path / "config.yaml").write_text(to_yaml(started), encoding="utf-8")
     (tmp_path / "deepspeed.json").write_text(json.dumps(ds_config), encoding="utf-8")
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     again, ds_config = resolve(config(precision=asked), {}, 1)
     if taken:
         check_same_run(again, ds_config, tmp_path)

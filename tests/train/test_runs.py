@@ -78,7 +78,7 @@ def test_a_modern_run_resumes_bit_for_bit_in_any_phase(recipe: Path, tmp_path: P
     assert chosen in ("bf16", "fp32")
     model = AutoModelForMaskedLM.from_pretrained(whole / "export")
     assert type(model).__name__ == "ModernBertForMaskedLM"
-    refused = sctd("pretrain", recipe, f"run.dir={parts}", *MODERN[1:], "--resume")
+    refused = sctd("pretrain", recipe, f"run.dir={parts}", *MODERN[1:], "model.family=bert", "--resume")
     assert refused.returncode == 2 and "model.family is 'bert'" in refused.stderr and refused.stderr.count("\n") == 1
 
 
@@ -320,6 +320,20 @@ def importance_table(run_dir: Path, step: int) -> torch.Tensor:
     scores = read_importance(run_dir / "checkpoints" / f"step-{step:08d}")
     assert scores is not None
     return scores
+
+
+def test_masks_by_importance_resume_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+    """Resumed at step 102, masks go on by the scores of step 100. Up to there all scores were 10: masks were random."""
+    small = ("arm=baseline", "model.layers=2", "train.steps=104", "train.batch_size=2", "train.valid_rows=2")
+    chosen = (*small, "data.mask_by=importance")
+    whole, parts, random = tmp_path / "whole", tmp_path / "parts", tmp_path / "random"
+    train(recipe, whole, *chosen)
+    train(recipe, parts, *chosen, "train.stop_at=102")
+    train(recipe, parts, *chosen, "--resume")
+    assert_same_run(whole, parts)
+    train(recipe, random, *small)
+    one, other = ([record["loss"] for record in records(run)] for run in (whole, random))
+    assert one[:100] == other[:100] and not set(one[100:]) & set(other[100:])
 
 
 def test_a_killed_save_leaves_no_visible_checkpoint(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def add_verb(verbs: Any, name: str, text: str, call: Callable[[argparse.Namespac
     return verb
 
 
-def add_recipe(verb: argparse.ArgumentParser, default: str | None = None) -> None:
-    """The recipe, which may be left out if it has a default, and overrides of its keys."""
+def add_recipe(verb: argparse.ArgumentParser, default: str | None = None, is_optional: bool = False) -> None:
+    """The recipe, which may be left out if it has a default or is optional, and overrides of its keys."""
     text = "name of a shipped recipe (`sctd pretrain --help` lists them), or a YAML file"
-    verb.add_argument("recipe", nargs="?" if default else None, default=default, help=text)
+    verb.add_argument("recipe", nargs="?" if default or is_optional else None, default=default, help=text)
     text = "change a key of the recipe; `sctd config` lists all keys"
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
 

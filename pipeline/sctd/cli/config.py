@@ -11,7 +11,7 @@ from sctd.cli import arguments
 from sctd.config import BOUNDS, Config, keys, type_name
 from sctd.errors import UserError
 
-_COLUMNS = "  {:<23}{:<13}{:<14}"  # key, default, type; the explanation takes the rest of the line
+_COLUMNS = "  {:<23}{:<16}{:<14}"  # key, default, type; the explanation takes the rest of the line
 
 
 def add_verb(verbs: Any) -> None:

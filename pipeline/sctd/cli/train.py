@@ -7,7 +7,7 @@ from typing import Any
 
 from sctd.cli.arguments import add_recipe, add_verb, positive
 from sctd.cli.evaluate import require_libraries
-from sctd.config import load_config, recipe_names, to_yaml
+from sctd.config import Config, load_config, recipe_names, to_yaml
 
 _RUN = "folder of a pretraining run"
 _DEEPSPEED = "DeepSpeed configuration; where both set a value, it wins over the recipe"
@@ -16,7 +16,7 @@ _DEEPSPEED = "DeepSpeed configuration; where both set a value, it wins over the 
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
     verb = add_verb(verbs, "pretrain", "train the model of a recipe", _pretrain)
-    add_recipe(verb)
+    _add_run(verb)
     verb.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help=_DEEPSPEED)
     verb.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # launch scripts often pass it
     verb.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint in run.dir")
@@ -40,7 +40,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--profile", action="store_true", help="trace one DROP step and one ALIGN step instead")
 
     verb = add_verb(verbs, "slurm", "write the batch script of a recipe, and submit it", _slurm)
-    add_recipe(verb)
+    _add_run(verb)
     verb.add_argument("--nodes", type=positive, required=True, help="number of nodes")
     verb.add_argument("--gpus-per-node", type=int, default=8, help="also the ranks per node; 0: one rank on CPUs")
     verb.add_argument("--cpus-per-task", type=positive, help="CPU cores per rank (default: that of the partition)")
@@ -71,8 +71,32 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--step", type=positive, help="step of the checkpoint (default: the newest)")
 
 
-def _pretrain(args: argparse.Namespace) -> int:
+def _add_run(verb: argparse.ArgumentParser) -> None:
+    """A recipe, or a run to branch from."""
+    add_recipe(verb, is_optional=True)
+    text = "begin at this checkpoint (RUN: the newest) with that run's settings, instead of those of a recipe"
+    verb.add_argument("--branch-from", metavar="RUN@STEP", help=text)
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """A recipe, if there is one, and overrides."""
+    return [word for word in (args.recipe, *args.overrides) if word]
+
+
+def _read_config(args: argparse.Namespace) -> Config:
     config = load_config(args.recipe, args.overrides)
+    if config.init.from_:
+        from sctd.train.init import load_sized
+
+        config = load_sized(args.recipe, args.overrides)
+    return config
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from sctd.train.command import read_command
+
+    command = read_command(_words(args), args.resume, args.branch_from)
+    config = command.config
     if args.print_config:
         from sctd.train.engine.launch import world_size
         from sctd.train.engine.resolve import read_deepspeed_json, resolve
@@ -88,11 +112,11 @@ def _pretrain(args: argparse.Namespace) -> int:
         evaluator = build_evaluator(config.evaluation)
     from sctd.train.pretrain import pretrain
 
-    return pretrain(config, args.resume, args.deepspeed_config, evaluator)
+    return pretrain(config, args.resume, args.deepspeed_config, evaluator, command.overrides)
 
 
 def _plan(args: argparse.Namespace) -> None:
-    config = load_config(args.recipe, args.overrides)
+    config = _read_config(args)
     from sctd.plan.report import plan
 
     print(plan(args.recipe, config, args.gpus, args.seq_len))
@@ -101,7 +125,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     if "=" in args.recipe:  # no recipe given: the first override stands in its place
         args.recipe, args.overrides = "bert-base-sctd", [args.recipe, *args.overrides]
-    config = load_config(args.recipe, args.overrides)
+    config = _read_config(args)
     from sctd.bench import bench
 
     bench(config, args.recipe, args.sizes, args.rounds, args.out, args.arms, args.kernels, args.profile)
@@ -111,7 +135,7 @@ def _slurm(args: argparse.Namespace) -> None:
     from sctd.train.submit import Allocation, submit
 
     allocation = Allocation(args.nodes, args.gpus_per_node, args.cpus_per_task, args.time, args.deepspeed_config)
-    submit(args.recipe, args.overrides, allocation, args.dry_run)
+    submit(_words(args), args.branch_from, allocation, args.dry_run)
 
 
 def _doctor(args: argparse.Namespace) -> int:

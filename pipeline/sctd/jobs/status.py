@@ -8,7 +8,7 @@ from typing import Any
 
 from sctd.config import Config
 from sctd.corpus import manifest as corpus
-from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED
+from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from sctd.files import holder
 from sctd.objective.build import bert_shape, row_lengths
 from sctd.train.flops import Work
@@ -16,7 +16,7 @@ from sctd.train.keep.attempts import read_attempts
 from sctd.train.keep.checkpoint import MANIFEST, checkpoints, read_manifest, size_of, step_of, verify
 from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import format_seconds, read_metrics
-from sctd.train.keep.preemption import EXIT_STOPPED, REQUEST_FILES
+from sctd.train.keep.preemption import REQUEST_FILES
 from sctd.train.keep.run_folder import lock_file
 from sctd.train.slurm import squeue
 
@@ -25,6 +25,7 @@ _ENDS = {
     EXIT_STOPPED: "stopped, saved",
     EXIT_BAD_INPUT: "bad input",
     EXIT_FAILED: "failed: disk, network or a rank",
+    EXIT_INTERRUPTED: "interrupted",
 }
 
 
@@ -40,7 +41,9 @@ def status(run_dir: Path) -> str:
     names = ", ".join(path.name for path in saved)
     asked = [name for name in REQUEST_FILES if (run_dir / name).exists()]
     lines = [f"run          {run_dir}: {config.arm}, {model.family}, {model.layers} layers x {model.hidden_size}"]
-    lines += _progress(run_dir, config, records) if records else ["progress     no step is recorded yet"]
+    lines += [f"branched     from {config.run.branch_from}"] if config.run.branch_from else []
+    begun = bool(records) and records[-1]["step"] > 0  # a run with init.from has a record of what it began with
+    lines += _progress(run_dir, config, records) if begun else ["progress     no step is recorded yet"]
     lines += [f"checkpoints  {names} ({size_of(saved[0]) / 1e6:.1f} MB each)" if saved else "checkpoints  none yet"]
     lines += [f"now          {f'running: {held}' if held else 'not running'}"]
     lines += [f"requests     {', '.join(asked)}, not yet seen by the run"] if asked else []

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sctd.config import load_config
 from sctd.errors import UserError
 from sctd.files import free_port
+from sctd.signals import kill_tree
 from sctd.train.keep.checkpoint import checkpoint_folder, newest_whole, read_manifest, read_weights
 from sctd.train.keep.export import read_run
 from sctd.train.keep.metrics import LOSSES, read_metrics
@@ -119,12 +118,8 @@ def start(arguments: Sequence[Any], ranks: int, log: Path) -> "subprocess.Popen[
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """SIGKILL to a process and all its descendants, at one moment."""
-    parent = psutil.Process(process.pid)
-    for one in [parent, *parent.children(recursive=True)]:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
+    if process.poll() is None:
+        kill_tree(process.pid)
     process.wait()
 
 
@@ -132,20 +127,25 @@ def _kill_after_checkpoint(arguments: Sequence[Any], ranks: int, run_dir: Path, 
     log = run_dir.with_suffix(".log")
     process, deadline = start(arguments, ranks, log), time.monotonic() + _PATIENCE
     latest = checkpoint_folder(run_dir) / "latest"
-    while process.poll() is None and not latest.exists():
-        if time.monotonic() > deadline:
-            kill(process)
-            raise UserError(f"no checkpoint of step {steps} after {_PATIENCE:.0f} s: lower --steps; see {log}")
-        time.sleep(0.01)
-    time.sleep(random.uniform(0.0, 0.5))  # any moment, during a save too
-    if process.poll() is not None:
-        raise UserError(f"the run ended with exit code {process.returncode} before it could be killed: see {log}")
-    kill(process)
+    try:
+        while process.poll() is None and not latest.exists():
+            if time.monotonic() > deadline:
+                raise UserError(f"no checkpoint of step {steps} after {_PATIENCE:.0f} s: lower --steps; see {log}")
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.0, 0.5))  # any moment, during a save too
+        if process.poll() is not None:
+            raise UserError(f"the run ended with exit code {process.returncode} before it could be killed: see {log}")
+    finally:
+        kill(process)
 
 
 def _run(arguments: Sequence[Any], ranks: int, run_dir: Path) -> None:
     log = run_dir.with_suffix(".log")
-    code = start(arguments, ranks, log).wait()
+    process = start(arguments, ranks, log)
+    try:
+        code = process.wait()
+    finally:
+        kill(process)  # where this process is interrupted
     if code != 0:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"the run ended with exit code {code}: {' '.join(last)}; see {log}")

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from sctd.config import Config
+from sctd.config import Config, parse_run
 from sctd.corpus.manifest import Manifest, read_manifest
 from sctd.errors import UserError
 from sctd.evaluate.ablate.ablations import ABLATION, Line, Variant, read_ablation, read_line
@@ -19,6 +19,7 @@ from sctd.evaluate.encoder import ENCODER, EVALUATION, distinct_names, read_mark
 from sctd.evaluate.results import SETTING, Record, Score, best_scores, read_cells, read_drift, read_probes
 from sctd.train.flops import flops_until
 from sctd.train.keep.attempts import read_attempts
+from sctd.train.keep.earlier import read_earlier
 from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import latest, read_metrics
 
@@ -74,9 +75,15 @@ class Run:
         return self.records[-1]["step"] if self.records else 0
 
     @functools.cached_property
+    def begins(self) -> tuple[Path, int]:
+        """The run that it has branched from, and the last step they have in common; itself, and 0."""
+        parent, step = parse_run(self.config.run.branch_from)
+        return (parent.resolve(), step) if step is not None else (self.folder.resolve(), 0)
+
+    @functools.cached_property
     def points(self) -> tuple[Record, ...]:
         """Its records with `flops` (of the model, so far) and `hours` (of training)."""
-        flops = flops_until(self.config, self.manifest, [record["step"] for record in self.records])
+        flops = self._flops([record["step"] for record in self.records])
         return tuple(
             {**record, "flops": work, "hours": None if seconds is None else seconds / 3600}
             for record, work in zip(self.records, flops, strict=True)
@@ -88,12 +95,15 @@ class Run:
         if step not in self._looked_up:
             found = latest(point for point in self.points if point["step"] <= step)
             if found:
-                found["flops"] = flops_until(self.config, self.manifest, [step])[0]
+                found["flops"] = self._flops([step])[0]
             hours = self.known("hours")
             if "hours" in found and step <= self.step:
                 found["hours"] = float(np.interp(step, list(hours), list(hours.values())))
             self._looked_up[step] = found
         return self._looked_up[step]
+
+    def _flops(self, steps: Sequence[int]) -> list[float]:
+        return flops_until(self.config, self.manifest, steps, read_earlier(self.folder))
 
     @functools.cached_property
     def _looked_up(self) -> dict[int, Record]:

@@ -84,8 +84,13 @@ def group(inputs: Inputs) -> list[RunGroup]:
             kinds.append(common)
         method = [] if flat["arm"] == BASELINE else [(k, str(v)) for k, v in flat.items() if k.startswith(_METHOD)]
         key = (kinds.index(common), ARMS.index(flat["arm"]), tuple(sorted(method)))
-        again = 0  # a run that repeats a seed is no further pretraining seed, but a group of its own
-        while any(other.config.run.seed == run.config.run.seed for other in found.get((*key, again), ())):
+        # A run that repeats a seed, or the beginning of another one, is no further pretraining seed, but a group of its
+        # own.
+        again = 0
+        while any(
+            other.config.run.seed == run.config.run.seed or other.begins == run.begins
+            for other in found.get((*key, again), ())
+        ):
             again += 1
         found.setdefault((*key, again), []).append(run)
     members = sorted(found.items(), key=lambda item: item[0][:2])
@@ -103,8 +108,9 @@ def settings(run: Run) -> Record:
     flat: Record = {}
     for name, part in to_dict(run.config).items():
         flat |= {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, dict) else {name: part}
+    flat["objective.importance_warmup"] = flat["objective.importance_warmup"] or 0
     kept = {key: value for key, value in flat.items() if not key.startswith(_CIRCUMSTANCES)}
-    return {**kept, "last step": run.goal, "corpus": run.corpus}
+    return {**kept, "branched at step": run.begins[1], "last step": run.goal, "corpus": run.corpus}
 
 
 def differences(groups: Sequence[RunGroup]) -> list[str]:

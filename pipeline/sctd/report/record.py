@@ -41,8 +41,10 @@ def _run_table(groups: Sequence[RunGroup]) -> Table:
         times += [attempt["ended"]["end"] for attempt in run.attempts if "ended" in attempt][-1:] or [NONE]
         start, end = (time[:16].replace("T", " ") for time in times) if run.attempts else (NONE, NONE)
         steps = f"{run.step:,}" if run.step == run.goal else f"{run.step:,} of {run.goal:,}"
+        parent, begin = run.begins
+        name = f"{run.name} (from {parent.name}@{begin})" if begin else run.name
         rows.append([
-            run.name, group.label, str(run.config.run.seed), steps, "; ".join(places) or NONE, str(len(run.attempts)),
+            name, group.label, str(run.config.run.seed), steps, "; ".join(places) or NONE, str(len(run.attempts)),
             start, end, ", ".join(versions) or NONE, str(run.at(run.step).get("ledger", NONE)),
         ])  # fmt: skip
     note = (

@@ -1,6 +1,7 @@
 """The top of a report: what was trained, warnings about the data, how the arms compare, and what is comparable."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sctd.config import BASELINE
 from sctd.objective.build import row_lengths
@@ -8,7 +9,7 @@ from sctd.present.page import Part, Points, Section
 from sctd.present.words import as_hours, as_short, counted, listed
 from sctd.report import paper
 from sctd.report.compare import Comparison, say, summary_table
-from sctd.report.gather import Inputs
+from sctd.report.gather import Inputs, Run
 from sctd.report.groups import (
     FAMILIES,
     SCTD,
@@ -66,7 +67,7 @@ def tiles(inputs: Inputs, groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
     ablated = [line for line, _ in further if line.finished]
     evaluations = [each for run in inputs.runs for each in run.evaluations.values()]
     cells = sum(len(each.cells) for each in [*evaluations, *inputs.others, *(scored for _, scored in further)])
-    hours = [run.at(run.step).get("hours") for run in runs] + [line.hours for line in ablated]
+    hours = _own_hours(runs) + [line.hours for line in ablated]
     tokens = [run.at(run.step).get("tokens") for run in runs]
     found = [
         (f"{len(runs) + len(ablated):,}", "pretraining runs"),
@@ -76,6 +77,19 @@ def tiles(inputs: Inputs, groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
         (f"{cells:,}", "fine-tunings"),
     ]
     return [pair for pair in found if pair[0] not in ("0", "0 h")]
+
+
+def _own_hours(runs: Sequence[Run]) -> list[float | None]:
+    """Of training, by run; what a branch has in common with its parent counts once."""
+    shared: dict[Path, float] = {}  # parents that are not here
+    hours: list[float | None] = []
+    for run in runs:
+        parent, step = run.begins
+        before = run.at(step).get("hours") or 0.0
+        hours.append((run.at(run.step).get("hours") or 0.0) - before)
+        if step and parent not in {other.folder.resolve() for other in runs}:
+            shared[parent] = max(before, shared.get(parent, 0.0))
+    return [*hours, *shared.values()]
 
 
 def _trained(groups: Sequence[RunGroup]) -> str:

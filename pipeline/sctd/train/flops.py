@@ -16,7 +16,7 @@ from sctd.data.masking import mask_share, target_count
 from sctd.model.shape import BertShape
 from sctd.model.token_dropping import LayerPlan
 from sctd.objective.arms import ARMS, KeepBy
-from sctd.objective.build import bert_shape, build_hook, row_lengths
+from sctd.objective.build import bert_shape, build_hook, row_lengths, shape_of
 from sctd.objective.schedule import Phase
 from sctd.schedule import Schedule
 
@@ -144,9 +144,12 @@ class Work:
 
     Args:
         lengths: tokens a row, and of the warm-up's rows where there is one.
+        earlier: settings of the first steps, where they were others.
     """
 
-    def __init__(self, config: Config, shape: BertShape, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, config: Config, shape: BertShape, lengths: Sequence[int], earlier: Sequence[tuple[int, Config]] = ()
+    ) -> None:
         self._hook, self._rows = build_hook(config, lengths[0]), config.train.batch_size
         self._steps = config.train.steps
         self._length = Schedule((1, lengths[-1]), (config.data.warmup_steps + 1, lengths[0]))
@@ -154,6 +157,11 @@ class Work:
         starts = sorted({*self._length.starts, *shares.starts})
         counts = [(start, step_flops(config, shape, self._length(start), shares(start))) for start in starts]
         self._counts: Schedule[StepFlops] = Schedule(*counts)
+        self.set_earlier(earlier)
+
+    def set_earlier(self, earlier: Sequence[tuple[int, Config]]) -> None:
+        """The settings of the first steps, by their last step."""
+        self._earlier = [(last, _settled(each)) for last, each in earlier]
 
     def step(self, number: int) -> tuple[float, float]:
         """Model FLOPs of an optimizer step, and FLOPs that are executed, forward and backward."""
@@ -163,6 +171,14 @@ class Work:
 
     def until(self, number: int) -> float:
         """Model FLOPs of the first steps."""
+        total, done = 0.0, 0
+        for last, work in [*self._earlier, (number, self)]:
+            total += work._alone(min(last, number)) - work._alone(done)
+            done = min(last, number)
+        return total
+
+    def _alone(self, number: int) -> float:
+        """Of the first steps, if they had all been with these settings."""
         return sum(segment.until(number) for segment in self._segments)
 
     def seconds_left(self, record: dict[str, Any], goal: int) -> float:
@@ -189,9 +205,22 @@ class Work:
         return found
 
 
-def flops_until(config: Config, manifest: Manifest, steps: Sequence[int]) -> list[float]:
-    """Model FLOPs, forward and backward, of a run's first steps, for each number of them."""
-    work = Work(config, bert_shape(config, manifest), row_lengths(config, manifest))
+def _settled(config: Config) -> Work:
+    """Of a configuration with its vocabulary and its lengths in it."""
+    data = config.data
+    lengths = (data.seq_len, data.warmup_seq_len) if data.warmup_seq_len else (data.seq_len,)
+    return Work(config, shape_of(config, config.model.vocab_size), lengths)
+
+
+def flops_until(
+    config: Config, manifest: Manifest, steps: Sequence[int], earlier: Sequence[tuple[int, Config]] = ()
+) -> list[float]:
+    """Model FLOPs, forward and backward, of a run's first steps, for each number of them.
+
+    Args:
+        earlier: settings of the first steps, where they were others.
+    """
+    work = Work(config, bert_shape(config, manifest), row_lengths(config, manifest), earlier)
     return [work.until(step) for step in steps]
 
 

@@ -1,12 +1,12 @@
 """From a configuration to a trained, exported model: builds every part of a run and hands them to the loop."""
 
-import hashlib
 import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ from sctd.config import Config
 from sctd.corpus.manifest import Manifest, load_corpus_tokenizer, read_manifest, verify_shards
 from sctd.data.masking import build_masker
 from sctd.data.stream import Rows, Share, TrainStream
-from sctd.errors import UserError
-from sctd.objective.build import bert_shape, build_hook, build_model, row_lengths
+from sctd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from sctd.objective.build import bert_shape, build_hook, build_model, measuring_steps, row_lengths
 from sctd.schedule import learning_rate
+from sctd.signals import Mailbox, Stage
 from sctd.train.engine.devices import DTYPES, device_peak, fastest_precision
 from sctd.train.engine.distributed import World, barrier, from_main, init_world
 from sctd.train.engine.engine import StepWatch, build_engine
@@ -29,13 +30,22 @@ from sctd.train.engine.launch import Launch, discover
 from sctd.train.engine.muon import describe
 from sctd.train.engine.resolve import read_deepspeed_json, resolve
 from sctd.train.flops import Work
+from sctd.train.init import Start, open_source
 from sctd.train.keep import checkpoint
 from sctd.train.keep.attempts import attempt
+from sctd.train.keep.branch import branched, find_parent, make_branch
 from sctd.train.keep.checkpoint import Progress
+from sctd.train.keep.earlier import read_earlier
 from sctd.train.keep.export import EXPORT, export_run, fill_mask, read_run
 from sctd.train.keep.metrics import format_seconds, read_metrics
-from sctd.train.keep.preemption import EXIT_STOPPED, Mailbox
-from sctd.train.keep.run_folder import check_run_dir, check_same_run, locked, start_run_dir
+from sctd.train.keep.run_folder import (
+    check_run_dir,
+    check_same_run,
+    extend,
+    identity_of,
+    locked,
+    start_run_dir,
+)
 from sctd.train.loop.evaluation import Evaluation, Evaluator
 from sctd.train.loop.loop import restore, train
 from sctd.train.loop.run import Run
@@ -43,17 +53,23 @@ from sctd_kernels import backend
 
 
 def pretrain(
-    config: Config, resume: bool = False, deepspeed_config: str | None = None, evaluator: Evaluator | None = None
+    config: Config,
+    resume: bool = False,
+    deepspeed_config: str | None = None,
+    evaluator: Evaluator | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Run a pretraining job to its end, or until it is asked to stop, on every rank of it.
 
     Args:
+        config: with `run.branch_from`, a run that has no checkpoint yet starts at that one of its parent.
         resume: continue the newest whole checkpoint in `run.dir`; a run that has none yet starts at its beginning.
         deepspeed_config: path of a DeepSpeed JSON that wins over the recipe.
         evaluator: measures the weights every `evaluation.every` steps.
+        overrides: of the command line, which a resume repeats.
 
     Returns:
-        The process's exit code: 0 at the end, `preemption.EXIT_STOPPED` where a checkpoint waits to be resumed.
+        The process's exit code: 0 at the end, EXIT_STOPPED where a checkpoint waits to be resumed.
 
     Raises:
         UserError: bad input of any kind, before anything is written.
@@ -63,30 +79,48 @@ def pretrain(
     user_json = read_deepspeed_json(deepspeed_config)
     corpus = _open_corpus(config, launch)
     run_dir = Path(config.run.dir)
-    check_run_dir(run_dir, resume)
+    goes_on = check_run_dir(run_dir, resume)  # else it begins, here or at a checkpoint of its parent
     asked, (config, ds_config) = config, resolve(config, user_json, launch.size)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    mailbox = Mailbox()
+    mailbox = Mailbox(speaks=launch.rank == 0)
     with mailbox.listening():
         world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
         if config.train.precision == "auto":
-            precision, why = from_main(world, lambda: _precision(run_dir, resume, world.device))
+            precision, why = from_main(world, lambda: _precision(run_dir, goes_on, world.device))
             asked = replace(asked, train=replace(asked.train, precision=precision))
             config, ds_config = resolve(asked, user_json, launch.size)
             say(f"precision {precision}: {why}")
         _check_device(config, ds_config, world.device.type)
+        parent = None
+        if config.run.branch_from and not goes_on:
+            parent = from_main(world, lambda: find_parent(config, ds_config, corpus.manifest))
+            config = branched(config, parent)
+        begins = not goes_on and parent is None
+        start = _open_start(config, corpus) if config.init.from_ and begins else None
         with locked(run_dir, world), attempt(run_dir, world) as this:
-            if resume:
+            goes_on = from_main(world, lambda: check_run_dir(run_dir, resume))  # again, now that no other job is in it
+            if goes_on:
                 check_same_run(config, ds_config, run_dir)
-            path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if resume else None
-            run = _build(config, ds_config, world, corpus, mailbox, evaluator)
-            progress = _begin(run, ds_config, path, resume, say)
-            mailbox.training = True
+                config = replace(config, run=replace(config.run, branch_from=read_run(run_dir).run.branch_from))
+            elif parent is not None:
+                identity = identity_of(config, corpus.manifest)
+                fill = partial(make_branch, parent, config, ds_config, identity, overrides)
+                say("\n".join(from_main(world, fill)))
+            is_saved = goes_on or parent is not None
+            path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if is_saved else None
+            run = _build(config, ds_config, world, corpus, mailbox, evaluator, start)
+            progress = _begin(run, ds_config, path, resume, overrides, say)
+            if start is not None:
+                say(f"start     {start.describe(run.engine.module.bert.shape)}")
+            mailbox.kept = "steps since the last save are lost: continue with --resume"
+            mailbox.stage, mailbox.ending = Stage.TRAIN, lambda: this.end(EXIT_INTERRUPTED)
             goal = config.train.stop_at or config.train.steps
             if progress.step >= goal:
                 say(f"{run_dir} is at step {progress.step} already, nothing to train")
             else:
+                if goes_on:
+                    _extend(run, progress, say)
                 _introduce(run, say)
                 this.begin(progress, world.size)
                 this.progress = progress = train(run, progress)
@@ -94,11 +128,13 @@ def pretrain(
             barrier()
             dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
             if progress.step < goal:
-                why = ", ".join(mailbox.signals) or "a file or another rank"
+                why = mailbox.signals[0] if mailbox.signals else "a file or another rank"
                 say(f"stopped on request ({why}), and saved: continue with --resume")
                 this.code = EXIT_STOPPED
                 return EXIT_STOPPED
             if world.is_main:
+                mailbox.kept = f"trained and saved: `sctd export {run_dir} --out FOLDER` writes the model"
+                mailbox.stage = Stage.FINISH
                 _finish(run, say)
             this.code = 0
             return 0
@@ -132,14 +168,24 @@ def _open_corpus(config: Config, launch: Launch) -> _Corpus:
     return _Corpus(folder, manifest, load_corpus_tokenizer(folder, manifest))
 
 
+def _open_start(config: Config, corpus: _Corpus) -> Start:
+    """The weights that `init.from` names, for this corpus."""
+    shape = bert_shape(config, corpus.manifest)
+    return open_source(config.init.from_).read(shape, corpus.tokenizer, config.init.positions)
+
+
 def _build(
     config: Config, ds_config: dict[str, Any], world: World, corpus: _Corpus, mailbox: Mailbox,
-    evaluator: Evaluator | None,
+    evaluator: Evaluator | None, start: Start | None,
 ) -> Run:  # fmt: skip
     folder, manifest, tokenizer = corpus
     cfg, shape, lengths = config.train, bert_shape(config, manifest), row_lengths(config, manifest)
     torch.manual_seed(config.run.seed)
     model = build_model(config, shape, manifest.special_ids, world.device)
+    if start is not None:
+        start.load_into(model.bert)
+        if start.scores_V is not None and model.importance is not None:
+            model.importance.restore(start.scores_V)
     hook = build_hook(config, lengths[0])
     engine = build_engine(model, config, ds_config, hook, world)
     masker = build_masker(config, manifest, tokenizer)
@@ -147,8 +193,6 @@ def _build(
     share = Share(world.rank, world.size, micro, accumulation)
     rows, *shorter = (Rows(folder, manifest, "train", length) for length in lengths)
     warmup = (shorter[0], config.data.warmup_steps) if shorter else None
-    hashes = [shard.sha256 for length in lengths for shard in manifest.split(length, "train").shards]
-    data_hash = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
     has_scheduler = "scheduler" in ds_config
     return Run(
         config=config,
@@ -163,7 +207,7 @@ def _build(
         tokenizer=tokenizer,
         work=Work(config, shape, lengths),
         peak_flops=device_peak(world.device, DTYPES[cfg.precision]),
-        identity={"tokenizer": manifest.tokenizer_hash, "data": data_hash},
+        identity=identity_of(config, manifest),
         mailbox=mailbox,
         watch=StepWatch(engine),
         unigram_entropy=manifest.unigram_entropy,
@@ -173,8 +217,9 @@ def _build(
 
 
 def _begin(
-    run: Run, ds_config: dict[str, Any], path: Path | None, resume: bool, say: Callable[[str], None]
-) -> Progress:
+    run: Run, ds_config: dict[str, Any], path: Path | None, resume: bool, overrides: Sequence[str],
+    say: Callable[[str], None],
+) -> Progress:  # fmt: skip
     """Where the training starts: at a checkpoint, or at the beginning of a folder that is made for it now."""
     if path is not None:
         facts = checkpoint.read_manifest(path)
@@ -184,17 +229,26 @@ def _begin(
                     f"--resume: {path} was trained with another {what} than data.corpus holds: pass that corpus"
                 )
         progress = restore(run, path)
+        run.work.set_earlier(read_earlier(run.run_dir))
         say(f"resuming {run.run_dir} at step {progress.step} ({path.name})")
         return progress
     if resume:
         say(f"{run.run_dir} has no checkpoint yet: starting at its beginning")
-    start_run_dir(run.run_dir, run.config, ds_config, run.world)
+    from_main(run.world, lambda: start_run_dir(run.run_dir, run.config, ds_config, overrides))
     return Progress(ledger=run.identity["data"])
 
 
-def _precision(run_dir: Path, resume: bool, device: torch.device) -> tuple[str, str]:
+def _extend(run: Run, progress: Progress, say: Callable[[str], None]) -> None:
+    """Write down a longer horizon, if the run has one now."""
+    steps, has_scheduler = run.config.train.steps, run.rate is None
+    for line in from_main(run.world, lambda: extend(run.run_dir, steps, progress.step, has_scheduler)):
+        say(line)
+    run.work.set_earlier(read_earlier(run.run_dir))
+
+
+def _precision(run_dir: Path, goes_on: bool, device: torch.device) -> tuple[str, str]:
     """What `auto` becomes, and why: a resumed run keeps its precision, a new one gets the fastest on this device."""
-    if resume and (run_dir / "config.yaml").exists():
+    if goes_on:
         return read_run(run_dir).train.precision, "as the run was started"
     return fastest_precision(device)
 
@@ -219,6 +273,9 @@ def _check_device(config: Config, ds_config: dict[str, Any], device: str) -> Non
         (config.attention.scope == "document" and on_gpu and model.attention_dropout > 0,
          f"attention.scope is document, and model.attention_dropout is {model.attention_dropout}: block masks on GPUs "
          "have no dropout, set it to 0"),
+        (config.attention.scope == "document" and on_gpu and model.window > 0,
+         f"attention.scope is document, and model.window is {model.window}: block masks on GPUs have no windows, use "
+         "attention.scope=row"),
         (model.layer_norm == "apex" and importlib.util.find_spec("apex") is None,
          "model.layer_norm is apex, but apex is not installed: build it from github.com/NVIDIA/apex with --cpp_ext and "
          "--cuda_ext, or use model.layer_norm=native"),
@@ -239,6 +296,8 @@ def _introduce(run: Run, say: Callable[[str], None]) -> None:
         arm += f", ALIGN every {hook.interval} steps"
     if hook.drops and schedule.full_start + schedule.full_finish:
         arm += f", full path in the first {schedule.full_start:,} and the last {schedule.full_finish:,} steps"
+    if measured := measuring_steps(cfg):
+        arm += f"; steps {measured[0]:,} to {measured[-1]:,} on the full path measure the importance of tokens"
     say(
         f"model     {cfg.model.family}, {cfg.model.layers} layers x {cfg.model.hidden_size}, "
         f"{parameters:.1f}M parameters"

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sctd
-from sctd.config import load_config
+from sctd.config import parse_run
+from sctd.corpus.manifest import read_manifest
 from sctd.errors import RunError, UserError
 from sctd.files import write_atomically
-from sctd.train.keep.run_folder import check_run_dir, check_same_run
+from sctd.train.command import read_command
+from sctd.train.keep.branch import find_parent
+from sctd.train.keep.run_folder import check_run_dir, check_same_run, holds_run
 from sctd.train.pretrain import check
 from sctd.train.slurm import seconds_of
 
@@ -32,6 +35,7 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --output={log}
 
 RECIPE={recipe}
+BRANCH_FROM={parent}
 CORPUS={corpus}
 RUN={run_dir}
 ARGS={arguments}
@@ -56,14 +60,17 @@ class Allocation:
     deepspeed_config: str | None
 
 
-def submit(recipe: str, overrides: Sequence[str], allocation: Allocation, dry_run: bool) -> None:
-    """Write the script of a recipe to `run.dir`/job.sh, print it, and hand it to sbatch.
+def submit(words: Sequence[str], branch_from: str | None, allocation: Allocation, dry_run: bool) -> None:
+    """Write the script of a run to `run.dir`/job.sh, print it, and hand it to sbatch.
+
+    Args:
+        words, branch_from: as `read_command` takes them.
 
     Raises:
         UserError: whatever the job itself would refuse, and a missing sbatch or slurm folder.
         RunError: sbatch does not answer.
     """
-    run_dir, script = _script(recipe, overrides, allocation)
+    run_dir, script = _script(words, branch_from, allocation)
     if not dry_run and shutil.which("sbatch") is None:
         raise UserError("sbatch is not installed here: log in to a machine that submits jobs, or pass --dry-run")
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -97,9 +104,11 @@ def limit_seconds(time: str) -> int:
     return seconds
 
 
-def _script(recipe: str, overrides: Sequence[str], allocation: Allocation) -> tuple[Path, str]:
+def _script(words: Sequence[str], branch_from: str | None, allocation: Allocation) -> tuple[Path, str]:
     """The folder of the run, and the script of a job that it would not refuse."""
-    config = load_config(recipe, overrides)
+    config = read_command(words, branch_from=branch_from).config
+    resume = holds_run(Path(config.run.dir))  # then the job continues that run
+    config = read_command(words, resume, branch_from).config
     if allocation.gpus_per_node < 0:
         raise UserError(f"--gpus-per-node is {allocation.gpus_per_node}: it must be at least 0")
     if not config.data.corpus:
@@ -107,11 +116,12 @@ def _script(recipe: str, overrides: Sequence[str], allocation: Allocation) -> tu
     tasks = max(1, allocation.gpus_per_node)
     config, ds_config = check(config, allocation.deepspeed_config, allocation.nodes * tasks)
     run_dir = Path(config.run.dir).absolute()
-    resume = (run_dir / "config.yaml").exists()  # then the job continues that run
-    check_run_dir(run_dir, resume)
-    if resume:
+    if check_run_dir(run_dir, resume):
         check_same_run(config, ds_config, run_dir)
-    own = [word for word in overrides if not word.startswith(("run.dir=", "data.corpus="))]
+    elif config.run.branch_from:
+        find_parent(config, ds_config, read_manifest(Path(config.data.corpus)))
+    recipe = words[0] if branch_from is None else ""
+    own = [word for word in words if not word.startswith(("run.dir=", "data.corpus=")) and word != recipe]
     for word in own:
         if not _ONE_WORD.fullmatch(word):
             raise UserError(f"override {word!r} is more than one word for a shell: write it into a YAML recipe")
@@ -120,6 +130,7 @@ def _script(recipe: str, overrides: Sequence[str], allocation: Allocation) -> tu
         "project": _project(),
         "log": f"{run_dir}/job.log".replace("%", "%%"),
         "recipe": Path(recipe).absolute() if recipe.endswith((".yaml", ".yml")) else recipe,
+        "parent": _absolute(branch_from),
         "corpus": Path(config.data.corpus).absolute(),
         "run_dir": run_dir,
         "arguments": " ".join(own),
@@ -135,6 +146,14 @@ def _script(recipe: str, overrides: Sequence[str], allocation: Allocation) -> tu
         warning=min(_WARNING, limit_seconds(allocation.time) // 3),
     )
     return run_dir, script
+
+
+def _absolute(branch_from: str | None) -> str:
+    """The run with its full path: the job runs in the folder of the project."""
+    if branch_from is None:
+        return ""
+    run_dir, step = parse_run(branch_from)
+    return str(run_dir.absolute()) + ("" if step is None else f"@{step}")
 
 
 def _project() -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from sctd.config import Config, apply_override, load_config, to_dict
-from sctd.errors import EXIT_BAD_INPUT, RunError, UserError
+from sctd.config import Config, apply_override, to_dict
+from sctd.errors import EXIT_BAD_INPUT, EXIT_STOPPED, RunError, UserError
 from sctd.evaluate.ablate.ablations import (
     ABLATION,
     Ablation,
@@ -30,10 +30,10 @@ from sctd.evaluate.tasks.locate import find_files
 from sctd.evaluate.tasks.task import load_tasks
 from sctd.files import write_atomically
 from sctd.present.table import as_text
+from sctd.train.init import load_sized
 from sctd.train.keep.checkpoint import checkpoints
 from sctd.train.keep.export import record_at
 from sctd.train.keep.metrics import format_seconds
-from sctd.train.keep.preemption import EXIT_STOPPED
 from sctd.train.keep.run_folder import check_run_dir, check_same_run
 from sctd.train.pretrain import check
 from sctd.train.submit import Allocation, limit_seconds, submit
@@ -140,13 +140,13 @@ def ablate(
 
 def _common(ablation: Ablation, recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What all runs have in common, by section.key: all that the rows do not set."""
-    config = to_dict(_absolute(load_config(recipe, overrides)))
+    config = to_dict(_absolute(load_sized(recipe, overrides)))
     flat = {f"{name}.{key}": value for name, part in config.items() if name != "arm" for key, value in part.items()}
     return {key: value for key, value in flat.items() if key not in ablation.keys | {"run.dir"}}
 
 
 def _trial(variant: Variant, recipe: str, overrides: Sequence[str], out: Path) -> Trial:
-    config = _absolute(load_config(recipe, [*overrides, *variant.overrides]))
+    config = _absolute(load_sized(recipe, [*overrides, *variant.overrides]))
     config = replace(config, run=replace(config.run, dir=str(out / variant.run)))
     return Trial(variant, config, out / f"{variant.run}.yaml")
 
@@ -261,7 +261,7 @@ def _submit(left: Sequence[Trial], machine: Machine, nodes: int, dry_run: bool =
         if job:
             print(f"{run.variant.label}: in the queue already, as job {job}")
         else:
-            submit(str(run.recipe), [], allocation, dry_run)
+            submit([str(run.recipe)], None, allocation, dry_run)
 
 
 def _queued() -> dict[str, str]:

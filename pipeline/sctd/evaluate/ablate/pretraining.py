@@ -7,16 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
+from sctd.errors import EXIT_STOPPED
 from sctd.files import free_port
-from sctd.train.keep.preemption import EXIT_STOPPED
+from sctd.signals import Mailbox, Stage, kill_tree
 
 # What another job's launcher says of this process: a run of ours is no rank of that job.
 _OTHER_JOBS = ("SLURM_", "OMPI_", "PMI")
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _ENDED = (-signal.SIGTERM, 256 - signal.SIGTERM)  # by SIGTERM: the process itself, and as deepspeed tells it
 
 
@@ -27,25 +26,24 @@ def words(recipe: Path, ranks: int, resume: bool) -> list[str]:
 
 
 class Pretraining:
-    """Runs one at a time. What this process is asked for meanwhile, the run is asked for.
-
-    Attributes:
-        stopping: a signal asked for it; no further run is started.
-    """
+    """Runs one at a time. What this process is asked for meanwhile, the run is asked for."""
 
     def __init__(self) -> None:
-        self.stopping = False
+        self._mailbox = Mailbox(Stage.TRAIN)
+        self._mailbox.noted, self._mailbox.ending = self._stop, self._kill
+        self._mailbox.kept = "the run is killed: call it again to continue from its last save"
         self._running: tuple[subprocess.Popen[bytes], int] | None = None  # and its number of ranks
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asked for it; no further run is started."""
+        return bool(self._mailbox.signals)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While it lasts, SIGTERM, SIGUSR1 and SIGINT make the run under way save and stop."""
-        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
-        try:
+        """While it lasts, signals make the run under way save and stop; Ctrl-C again kills it."""
+        with self._mailbox.listening():
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def run(self, recipe: Path, ranks: int, resume: bool, log: Path) -> int:
         """Train to the end, or to the stop; the exit code. What the run says is appended to `log`."""
@@ -71,10 +69,13 @@ class Pretraining:
         self._running = None
         return EXIT_STOPPED if self.stopping and code in _ENDED else code
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.stopping = True
+    def _stop(self) -> None:
         if self._running is not None:
             _ask_to_stop(*self._running)
+
+    def _kill(self) -> None:
+        if self._running is not None:
+            kill_tree(self._running[0].pid)
 
 
 def _ask_to_stop(process: "subprocess.Popen[bytes]", ranks: int) -> None:

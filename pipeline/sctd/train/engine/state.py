@@ -153,10 +153,13 @@ def restore(engine: DeepSpeedEngine, files: "StateFiles", facts: dict[str, Any],
     for group, step_of_group in zip(optimizer.param_groups, facts["group_steps"], strict=False):
         group["step"] = _unscalar(step_of_group, next(engine.module.parameters()), group)
     for name, table in tables(engine).items():
+        if not files.length(TABLE, name):
+            continue  # of a branch from a run that had no use for it
         table.copy_(files.read(TABLE, name, 0, table.numel()).view(table.shape))
     _refresh(engine, files)
-    if facts["loss_scaler"] is not None and hasattr(engine.optimizer, "loss_scaler"):
-        vars(engine.optimizer.loss_scaler).update(facts["loss_scaler"])
+    scaler, saved = getattr(engine.optimizer, "loss_scaler", None), facts["loss_scaler"]
+    if saved and scaler and saved.keys() == (_numbers(scaler) or {}).keys():  # a branch may have another precision
+        vars(scaler).update(saved)
     if facts["autocast_scaler"] is not None and (scaler := _autocast_scaler(engine)):
         scaler.load_state_dict(facts["autocast_scaler"])
     if facts["scheduler"] is not None and engine.lr_scheduler:

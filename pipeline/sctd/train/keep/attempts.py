@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sctd import __version__
-from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError
+from sctd.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, RunError, UserError
 from sctd.files import append_json_line, read_json_lines
 from sctd.train.engine.distributed import World
 from sctd.train.keep.checkpoint import Progress
@@ -40,6 +40,12 @@ class Attempt:
         place = {"host": socket.gethostname(), "pid": os.getpid()}
         self.write({"start": _now(), "step": progress.step, "ranks": ranks, **job, **place, "version": __version__})
 
+    def end(self, code: int) -> None:
+        """When the process is about to end; what is said first counts."""
+        if self.progress is not None:
+            self.write({"end": _now(), "step": self.progress.step, "code": code})
+        self.active = False
+
     def write(self, line: dict[str, Any]) -> None:
         if self.active:
             with contextlib.suppress(OSError):  # a full disk must not hide the error that ended the job
@@ -55,9 +61,11 @@ def attempt(run_dir: Path, world: World) -> Iterator[Attempt]:
     except (UserError, RunError, OSError) as error:
         this.code = EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_FAILED
         raise
+    except KeyboardInterrupt:
+        this.code = EXIT_INTERRUPTED
+        raise
     finally:
-        if this.progress is not None:
-            this.write({"end": _now(), "step": this.progress.step, "code": this.code})
+        this.end(this.code)
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:

@@ -117,16 +117,9 @@ class Saver:
             _prune(self._folder.parent, self._folder / name, self._cfg.keep_checkpoints)
 
     def _commit(self, name: str, temporary: Path, facts: dict[str, Any], files: dict[str, Any]) -> None:
-        write_json(temporary / _STATE, facts)
-        files[_STATE] = _entry(temporary / _STATE)
         manifest = {"step": facts["progress"]["step"], "world_size": self._world.size, "version": __version__}
-        manifest |= self._identity | {"files": files}
-        sealed = json.dumps(manifest | {_SEAL: _seal(manifest)}, indent=1)
-        write_atomically(temporary / MANIFEST, sealed)  # no newline: a file that lost its last byte is no JSON
-        final = self._folder / name
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        write_atomically(self._folder / _LATEST, name + "\n")
+        _describe(temporary, facts, manifest | self._identity | {"files": files})
+        _publish(temporary, self._folder / name)
 
 
 def load(engine: DeepSpeedEngine, path: Path) -> Progress:
@@ -138,10 +131,39 @@ def load(engine: DeepSpeedEngine, path: Path) -> Progress:
     return progress
 
 
+def adopt(path: Path, run_dir: Path, identity: dict[str, Any], anew: bool) -> None:
+    """Make a checkpoint of another run the first one of this run. Its files are shared where the file system can.
+
+    Args:
+        identity: as `Saver` has it. anew: whether the data begins anew, with the cursor at 0.
+    """
+    temporary, manifest = checkpoint_folder(run_dir) / f".{path.name}.tmp", read_manifest(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in (*manifest["files"], MANIFEST):
+        try:
+            (temporary / name).hardlink_to(path / name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path / name, temporary / name)
+            sync(temporary / name)
+    if anew:
+        facts = read_json(path / _STATE)
+        facts["progress"] |= {"cursor": 0, "ledger": identity["data"], "passed_over": []}
+        del manifest[_SEAL]
+        _describe(temporary, facts, manifest | identity)
+    sync(temporary)
+    _publish(temporary, checkpoint_folder(run_dir) / path.name)
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Those of a run, newest first, whole or not; temporary ones are not seen."""
     found = checkpoint_folder(run_dir).glob("step-*")
     return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of, reverse=True)
+
+
+def has_latest(run_dir: Path) -> bool:
+    """Whether a checkpoint was ever finished there; it may have been removed since."""
+    return (checkpoint_folder(run_dir) / _LATEST).exists()
 
 
 def step_of(path: Path) -> int:
@@ -172,12 +194,6 @@ def newest_whole(run_dir: Path, log: Any = print) -> Path | None:
     if (folder / _LATEST).exists():
         raise UserError(f"{folder / _LATEST} names a checkpoint, but there is none: restore one from a backup")
     return None
-
-
-def parse_run(text: str) -> tuple[Path, int | None]:
-    """A run and a step of it, from `RUN@STEP` or `RUN` (None: its newest whole checkpoint)."""
-    found = re.fullmatch(r"(.+)@(\d+)", text, re.DOTALL)
-    return (Path(found[1]).expanduser(), int(found[2])) if found else (Path(text).expanduser(), None)
 
 
 def choose(run_dir: Path, step: int | None = None) -> Path:
@@ -264,6 +280,20 @@ def _write_rank(folder: Path, rank: int, tensors: dict[str, Tensor]) -> tuple[st
     save_file(tensors, file)
     sync(file)
     return file.name, _entry(file)
+
+
+def _describe(folder: Path, facts: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Write state and manifest of a checkpoint whose other files are there."""
+    write_json(folder / _STATE, facts)
+    manifest["files"][_STATE] = _entry(folder / _STATE)
+    sealed = json.dumps(manifest | {_SEAL: _seal(manifest)}, indent=1)
+    write_atomically(folder / MANIFEST, sealed)  # no newline: a file that lost its last byte is no JSON
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    write_atomically(final.parent / _LATEST, final.name + "\n")
 
 
 def _entry(file: Path) -> dict[str, Any]:

@@ -147,6 +147,8 @@ def _model_card(config: Config, manifest: Manifest, step: int, run_dir: Path, sc
         ("documents, tokens in the corpus", f"{manifest.documents:,}, {manifest.tokens:,}"),
         ("unigram entropy of the corpus (nats)", f"{manifest.unigram_entropy:.3f}"),
     ]
+    origins = {"started from the weights of": config.init.from_, "branched from": config.run.branch_from}
+    rows += [(label, name) for label, name in origins.items() if name]
     start, finish = config.schedule.full_start, config.schedule.full_finish
     if config.arm != "baseline" and start + finish:
         rows.append(("steps on the full path", f"the first {start:,} and the last {finish:,}"))

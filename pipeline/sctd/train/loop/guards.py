@@ -75,7 +75,7 @@ class Curve:
             if loss > middle + max(_JUMP, _SPREADS * usual):
                 yield (
                     f"WARNING: loss spike at step {record['step']}: {loss:.3f} after {middle:.3f}; "
-                    f"to pass over its samples, resume an earlier checkpoint with "
+                    f"to pass over its samples, branch from an earlier checkpoint with "
                     f"data.skip_samples=[[{before},{self._cursor}]]"
                 )
         self._losses.append(loss)

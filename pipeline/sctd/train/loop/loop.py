@@ -28,7 +28,10 @@ def train(run: Run, progress: Progress) -> Progress:
     since, rollbacks = -1, 0  # the step of the last rollback, and rollbacks to it in a row
     while rollbacks < _ROLLBACKS:
         recorder = Recorder(run, progress, requests)
+        if progress.step == 0 and run.config.init.from_:
+            recorder.first()
         run.stream.passed_over = (*run.config.data.skip_samples, *progress.passed_over)
+        run.renew_masks(progress.step, begins=True)
         batches = run.stream.iterate(progress.cursor, progress.step + 1)
         try:
             return _train(run, progress, batches, recorder, requests, saver)
@@ -41,7 +44,9 @@ def train(run: Run, progress: Progress) -> Progress:
             batches.close()
             recorder.monitor.close()
     raise UserError(
-        f"went back {_ROLLBACKS} times to step {since} for gradients that were not finite: lower optimizer.lr"
+        f"went back {_ROLLBACKS} times to step {since} for gradients that were not finite: branch from there, or from "
+        f"an earlier checkpoint, with a lower rate: sctd pretrain --branch-from {run.run_dir}@{since} "
+        "optimizer.lr=... run.dir=NEW"
     )
 
 
@@ -64,7 +69,8 @@ def _train(
             recorder.meter.add(parts)
         applied = run.watch.applied()
         if run.importance is not None:
-            run.importance.commit(applied)
+            run.importance.commit(applied, run.measuring(step))
+            run.renew_masks(step)
         first, end = run.advance(progress)
         if not applied:
             recorder.monitor.say(f"step {step} skipped, its gradients are not finite: samples {first} to {end}")
@@ -101,7 +107,8 @@ def _go_back(run: Run, wrong: GoBack, recorder: Recorder) -> Progress:
     if path is None:
         raise UserError(
             f"{run.config.train.rollback_after} steps in a row had gradients that are not finite ({wrong}), and there "
-            "is no checkpoint to go back to: lower optimizer.lr, or save earlier with train.save_every"
+            "is no checkpoint to go back to: start again with a lower optimizer.lr, or save earlier with "
+            "train.save_every"
         )
     progress = restore(run, path)
     progress.passed_over.append(wrong.span)

@@ -88,15 +88,24 @@ class Monitor:
 
     def say(self, text: str) -> None:
         if self._active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # a terminal that was just closed; SIGHUP comes next
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def advance(self, step: int) -> None:
         if self._active:
             self._bar.update(step - self._bar.n)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record to `metrics.jsonl` and TensorBoard, and print its line."""
+        """Write the record of a step, and print its line."""
+        if not self._active:
+            return
+        self.write(record)
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tok/s")
+        self.say(_line(record, self._steps, self._left(record)))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record to `metrics.jsonl` and TensorBoard."""
         if not self._active:
             return
         with self._or_say_once():
@@ -106,8 +115,6 @@ class Monitor:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(_board_name(name), value, record["step"])
-        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tok/s")
-        self.say(_line(record, self._steps, self._left(record)))
 
     def importance(self, table: ImportanceTable | None, tokenizer: Tokenizer, step: int, top: int = 12) -> None:
         """Histogram of the importance table, and its highest and lowest tokens as text."""
@@ -199,6 +206,7 @@ def _line(record: dict[str, Any], steps: int, eta: float) -> str:
 
 
 def _forget_after(run_dir: Path, step: int) -> None:
-    """Drop records beyond the step that a resumed run starts from: those steps are trained, and logged, again."""
-    kept = [json.dumps(record) + "\n" for record in read_metrics(run_dir) if record["step"] <= step]
+    """Drop records beyond the step that a resumed run starts from: those steps are trained, and logged, again. A run
+    that starts at its beginning validates there again."""
+    kept = [json.dumps(record) + "\n" for record in read_metrics(run_dir) if record["step"] <= step and step > 0]
     write_atomically(run_dir / "metrics.jsonl", "".join(kept))

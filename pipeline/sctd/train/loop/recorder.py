@@ -90,6 +90,22 @@ class Recorder:
         self._curve = Curve(progress.cursor)
         self._plateau = Plateau(run.unigram_entropy, run.config.schedule.warmup_steps, before, levers(run.config))
 
+    def first(self) -> None:
+        """The record of step 0, by all ranks: what the model that training starts from is worth on held-out rows."""
+        with self.clock.paused():
+            found = self._held_out()
+        if not found:  # stopped meanwhile
+            return
+        counts = dict.fromkeys(("step", "samples", "tokens"), 0) | dict.fromkeys(("flops", "seconds"), 0.0)
+        record: dict[str, Any] = {**counts, "phase": "full", **found}
+        list(self._plateau.look(record))
+        self.monitor.write(record)
+        gap = record["valid_gap"]
+        self.monitor.say(
+            f"held-out  loss {record['valid_loss']:.4f} before the first step, {abs(gap):.2f} nats "
+            f"{'below' if gap > 0 else 'ABOVE'} the unigram entropy; masked accuracy {record['valid_accuracy']:.1%}"
+        )
+
     def write(self, rate: float, batch: Batch, validates: bool, evaluates: bool) -> None:
         """The record of the step that was just taken, by all ranks.
 
@@ -106,8 +122,7 @@ class Recorder:
                 keep = run.hook.keep(step, run.stream.length(step))
                 record["kl_gradient"] = kl_gradient(run.engine.module, batch, keep)
             if validates:
-                rows, at_once = run.config.train.valid_rows, run.stream.share.micro_batch
-                record |= held_out(run.engine, run.valid_rows, run.masker, rows, at_once, run.world, self._stops)
+                record |= self._held_out()
                 self.monitor.importance(run.importance, run.tokenizer, step)
             if evaluates and run.evaluation is not None and not requests.stop:
                 record |= run.evaluation(requests, self.monitor.say)
@@ -115,6 +130,11 @@ class Recorder:
             self.monitor.log(record)
             for warning in warnings:
                 self.monitor.say(warning)
+
+    def _held_out(self) -> dict[str, float]:
+        run = self._run
+        limit, at_once = run.config.train.valid_rows, run.stream.share.micro_batch
+        return held_out(run.engine, run.valid_rows, run.masker, limit, at_once, run.world, self._stops)
 
     def _stops(self) -> bool:
         self._requests.agree()

@@ -13,14 +13,15 @@ from sctd.config import Config
 from sctd.data.draws import STREAM_DROPOUT, hash64
 from sctd.data.masking import Masker
 from sctd.data.stream import Rows, TrainStream
+from sctd.objective.build import measuring_steps
 from sctd.objective.importance import ImportanceTable
 from sctd.objective.schedule import HybridScheduleHook
 from sctd.schedule import Schedule
+from sctd.signals import Mailbox
 from sctd.train.engine.distributed import World
 from sctd.train.engine.engine import StepWatch
 from sctd.train.flops import Work
 from sctd.train.keep.checkpoint import Progress
-from sctd.train.keep.preemption import Mailbox
 from sctd.train.loop.evaluation import Evaluation
 
 
@@ -64,6 +65,26 @@ class Run:
         for group in groups:
             group["lr"] = rate * (group.get("peak_lr", peak) / peak)
         return rate
+
+    def renew_masks(self, step: int, begins: bool = False) -> None:
+        """Where masks are drawn by importance: behind a step at which that is due, draw them by the scores of now.
+
+        Batches are prepared while earlier ones train, so masks go by a snapshot of the table; it is in checkpoints.
+
+        Args:
+            begins: whether training begins or goes on behind this step.
+        """
+        due = self.masker.awaits(step + 1)
+        if due or (begins and self.masker.by_importance):
+            assert self.importance is not None and self.importance.snapshot_V is not None
+            if due:
+                self.importance.snapshot_V.copy_(self.importance.scores_V)
+            self.masker.draw_by(self.importance.snapshot_V.cpu().numpy())
+
+    def measuring(self, step: int) -> int | None:
+        """Which of the steps that measure a new importance table this is, from 1; None: none of them."""
+        steps = measuring_steps(self.config)
+        return step - steps.start + 1 if step in steps else None
 
     def advance(self, progress: Progress) -> tuple[int, int]:
         """Count an optimizer step: the samples that it trained on, from the first one up to the end.
