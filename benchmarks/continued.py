@@ -25,7 +25,7 @@ from sctd.config import to_dict
 from sctd.train.init import load_sized
 from sctd.train.keep.metrics import read_metrics
 
-RATES, RATE = (5e-4, 1e-4, 2e-3), 5e-4
+RATE, OTHERS = 5e-4, (1e-4, 2e-3)
 STEPS, SHOWN = 300, (0, 50, 100, 200, 300)
 COMMON = (
     f"train.steps={STEPS}", "train.valid_every=50", "train.save_every=100", "train.log_every=25",
@@ -50,8 +50,8 @@ def main() -> None:
     result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"runs": {}}
     entropy = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["unigram_entropy"]
     result |= {"unigram_entropy": entropy, "source": Path(args.source).name}
-    jobs = [("continued", rate, 1) for rate in RATES]
-    jobs += [(start, RATE, seed) for seed in (1, 2, 3) for start in ("random weights", "continued")]
+    jobs = [(start, RATE, seed) for seed in (1, 2, 3) for start in ("continued", "random weights")]
+    jobs += [("continued", rate, 1) for rate in OTHERS]
     sizes = [f"model.{key}={json.dumps(value)}" for key, value in model_of(args.model).items()]
     for start, rate, seed in jobs:
         name = f"{start}, {rate:.0e}"

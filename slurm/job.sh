@@ -25,7 +25,8 @@ if [ -n "${BRANCH_FROM:-}" ]; then command+=(--branch-from "$BRANCH_FROM"); else
 command+=("run.dir=$RUN")
 [ -n "${CORPUS:-}" ] && command+=("data.corpus=$CORPUS")
 [ -n "${DEEPSPEED_CONFIG:-}" ] && command+=(--deepspeed_config "$DEEPSPEED_CONFIG")
-{ [ -f "$RUN/config.yaml" ] || compgen -G "$RUN/checkpoints/step-*" >/dev/null; } && command+=(--resume) # this job, or an earlier one on the same run
+# Where this job, or an earlier one, has saved there; else it starts with what this script says.
+compgen -G "$RUN/checkpoints/step-*" >/dev/null || [ -e "$RUN/checkpoints/latest" ] || [ -e "$RUN/export" ] && command+=(--resume)
 
 # One task checks the input before all nodes start: a second attempt would not help.
 # shellcheck disable=SC2086 # ARGS and SRUN_ARGS are lists of words

@@ -229,7 +229,7 @@ def test_pieces_that_save_nothing_are_not_added(base: Tokenizer) -> None:
 def test_words_are_normalized_and_those_with_hyphens_taken_apart(base: Tokenizer) -> None:
     pieces, counts = word_pieces(["Lémon", "token", "lemon", "star-token", "日"], base)
     assert pieces == ["lemon", "star", "-", "日"]
-    assert counts == {"words": 5, "one_piece": 1, "split": 1}
+    assert counts == {"words": 5, "one_piece": 1, "split": 1, "harmful": 0}
     grown, facts = add_vocabulary(base, ("lemon", "token", "star"), *count_words(["lemon Lemon stars"], base))
     assert pieces_of(grown, "lemon stars") == ["lemon", "star", "##s"]
     assert [(piece["piece"], piece["saved"]) for piece in facts["pieces"]] == [("lemon", 8), ("star", 3)]
@@ -306,7 +306,7 @@ def test_words_of_a_file(place: Path, tmp_path: Path) -> None:
     manifest = run(sources, tmp_path / "out", **changes)
     assert pieces_of(load_corpus_tokenizer(tmp_path / "out", manifest), "Alpha SIGMA") == ["alpha", "sigma"]
     facts = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["additions"]
-    assert facts["file"] == {"words": 4, "one_piece": 0, "split": 0} and facts["pieces"][-1]["saved"] == 0
+    assert facts["file"] == {"words": 4, "one_piece": 0, "split": 0, "harmful": 0} and facts["pieces"][-1]["saved"] == 0
     words.write_text("alpha\nsigma\n", encoding="utf-8")
     assert "added_words" in message(lambda: run(sources, tmp_path / "out", **changes))
 
@@ -351,3 +351,11 @@ def test_only_documents_of_the_corpus_are_learned_from(place: Path, tmp_path: Pa
     assert 33 * 60 < added["sample_words"] < 33 * 80, "some of 80 are held out"
     assert "alpha" in (tmp_path / "out" / "vocab.txt").read_text().split()
     assert "omic" not in (tmp_path / "out" / "vocab.txt").read_text()
+
+
+def test_a_word_of_a_file_may_not_make_others_unknown(tmp_path: Path) -> None:
+    """Without ##c, `abc` would begin with the new piece and have none for its rest."""
+    base = tokenizer_of(tmp_path, ["[PAD]", "[unused0]", *SPECIAL_TOKENS[1:], "a", "##b", "##bc", "d", "##d"])
+    grown, facts = add_vocabulary(base, ("ab", "dd"), *count_words(["abc ab dd"], base))
+    assert pieces_of(grown, "abc ab dd") == ["a", "##bc", "a", "##b", "dd"] and facts["file"]["harmful"] == 1
+    assert "left out since longer words would become unknown: 1)" in module.said_of_additions(facts)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from sctd.cli import main
-from sctd.config import Config, DataConfig, RunConfig
+from sctd.config import Config, DataConfig, RunConfig, load_config
 from sctd.corpus.manifest import Manifest, SourceTotals, Split, read_manifest, write_manifest
 from sctd.corpus.prepare.rows import Packer, row_dtype, write_shards
 from sctd.corpus.tokenizer import (
+    SPECIAL_TOKENS,
     corpus_encoder,
     encode_documents,
     load_tokenizer,
@@ -260,3 +261,14 @@ def test_the_verb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = "data.whole_word=true"
     assert main(["inspect", str(folder), *words, key]) == main(["inspect", str(folder), key, *words]) == 0
     assert capsys.readouterr().out == 2 * (inspect(folder, 2, 16, "train", SEED, [key]) + "\n")
+
+
+@pytest.mark.parametrize("key", ["data.whole_word=true", "data.span_length=3"])
+def test_words_of_a_tokenizer_that_marks_none_are_refused(folder: Path, key: str) -> None:
+    """Byte-level BPE marks the beginnings of words, and not their continuations."""
+    bpe = Tokenizer(models.BPE())
+    bpe.add_special_tokens(list(SPECIAL_TOKENS))
+    config = load_config("demo", [key])
+    with pytest.raises(UserError, match=f"{key.split('=')[0]} is set, but no piece of the corpus' tokenizer is marked"):
+        build_masker(config, read_manifest(folder), bpe)
+    build_masker(load_config("demo"), read_manifest(folder), bpe)

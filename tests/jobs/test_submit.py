@@ -2,11 +2,14 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sctd.config import config_from_dict, load_config, merge_dicts, to_dict, to_yaml
 from sctd.errors import UserError
+from sctd.train.keep.export import read_run
 from sctd.train.submit import limit_seconds
 from support import sctd, train
 
@@ -41,6 +44,37 @@ def test_a_branch_is_submitted_and_checked(recipe: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     script = (run_dir / "job.sh").read_text(encoding="utf-8")
     assert f"RECIPE=''\nBRANCH_FROM={parent}\n" in script and "ARGS=optimizer.lr=1e-4\n" in script
+    # Once it has a checkpoint of its own, its parent may go; so may the model that a run was started from.
+    shutil.copytree(parent / "checkpoints", run_dir / "checkpoints")
+    for name in ("config.yaml", "deepspeed.json"):
+        shutil.copy(parent / name, run_dir)
+    stored = load_config(str(parent / "config.yaml"), [f"run.branch_from={parent}@2", "optimizer.lr=1e-4"])
+    (run_dir / "config.yaml").write_text(to_yaml(stored), encoding="utf-8")
+    parent.rename(tmp_path / "gone")
+    done = sctd("slurm", *words, *CPUS)
+    assert done.returncode == 0, done.stderr
+    assert str(parent) in done.stdout
+
+
+def test_a_source_is_named_with_its_full_path(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job runs in another folder; a run that has begun keeps the name that it has, though the source is gone."""
+    monkeypatch.chdir(tmp_path)
+    train(recipe, tmp_path / "source", "train.stop_at=1", "train.valid_rows=2")
+    words = (recipe, "run.dir=run", "init.from=source@1", *CPUS)
+    done = sctd("slurm", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"ARGS=init.from={tmp_path / 'source'}@1\n" in done.stdout
+    begun = config_from_dict(merge_dicts(to_dict(read_run(tmp_path / "source")), {"init": {"from": "source@1"}}))
+    begun = replace(
+        begun, objective=replace(begun.objective, importance_warmup=0), train=replace(begun.train, stop_at=None)
+    )
+    shutil.copytree("source/checkpoints", "run/checkpoints")
+    shutil.copy("source/deepspeed.json", "run")
+    Path("run/config.yaml").write_text(to_yaml(begun), encoding="utf-8")
+    shutil.rmtree("source")
+    done = sctd("slurm", *words)
+    assert done.returncode == 0, done.stderr
+    assert "ARGS=init.from=source@1\n" in done.stdout
 
 
 def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:

@@ -165,3 +165,25 @@ def test_half_precision_losses_are_averaged_exactly() -> None:
     accumulate(table, torch.full((1000,), 30), torch.full((1000,), 1.0078125).bfloat16())
     table.commit(True)
     assert float(table.scores_V[30]) == 1.0078125
+
+
+def test_a_new_table_is_measured_as_the_mean_of_the_steps_that_an_id_occurs_in() -> None:
+    """Whenever it first occurs; what does not occur ranks with the most important tenth, and special ids stay."""
+    table = ImportanceTable(VOCAB, SPECIAL, BETA, measures=True)
+    found: dict[int, list[float]] = {}
+    for step in range(20):
+        labels, losses = draw(step, count=12, high=30)
+        for token in set(labels.tolist()) - set(SPECIAL):
+            found.setdefault(token, []).append(float(losses[labels == token].double().mean()))
+        accumulate(table, labels, losses)
+        table.commit(True, measuring=True)
+    means = {token: sum(each) / len(each) for token, each in found.items()}
+    assert len(means) > 15 and len({len(each) for each in found.values()}) > 3
+    for token, mean in means.items():
+        assert table.scores_V[token] == pytest.approx(mean, abs=1e-4), token
+    accumulate(table, torch.tensor([35]), torch.tensor([3.0]))
+    table.commit(False, measuring=True)  # a skipped step measures nothing
+    table.end_measuring()
+    level = np.quantile(list(means.values()), 0.9)
+    for token in set(range(VOCAB)) - means.keys():
+        assert table.scores_V[token] == (10.0 if token in SPECIAL else pytest.approx(level, abs=1e-4)), token

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from sctd.report.record import record_section
 from sctd.report.summary import tiles
 from sctd.train.command import read_command
 from sctd.train.flops import flops_until
-from sctd.train.keep.branch import find_parent
+from sctd.train.keep.branch import branched, find_parent, make_branch
 from sctd.train.keep.checkpoint import newest_whole, verify
 from sctd.train.keep.checkpoint import read_manifest as read_checkpoint
 from sctd.train.keep.earlier import read_earlier, settings_until
@@ -30,6 +31,7 @@ from sctd.train.keep.run_folder import (
     check_same_run,
     extend,
     follows_alike,
+    identity_of,
     read_deepspeed_copy,
     read_overrides,
     start_run_dir,
@@ -192,6 +194,60 @@ def test_parents_that_are_none(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_branch_that_was_not_finished(
+    parent: Path, corpus: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parent removes the checkpoint meanwhile; the recipe alone is not what was to go on there."""
+    old, run_dir = tmp_path / "old", tmp_path / "run"
+    shutil.copytree(parent, old)
+    manifest, ds_config = read_manifest(corpus), read_deepspeed_copy(parent)
+    config = wanted(old, run_dir)
+    begin = find_parent(config, ds_config, manifest)
+    (begin.path / "rank-00000.safetensors").unlink()
+    config = branched(config, begin)
+    with pytest.raises(UserError, match="that checkpoint was removed by the run meanwhile"):
+        make_branch(begin, config, ds_config, identity_of(config, manifest), [])
+    assert not [*(run_dir / "checkpoints").iterdir()]
+    said = refused(capsys, recipe, f"run.dir={run_dir}", "--resume")
+    assert f"the branch of {old}@6 in {run_dir} was not finished: repeat its command with --branch-from" in said
+
+
+def test_overrides_of_a_start_that_saved_nothing_are_not_repeated(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    begun = config_from_dict({"data": {"corpus": str(corpus)}})
+    start_run_dir(tmp_path, begun, {}, ["optimizer.lr=0.5"])
+    command = read_command([str(recipe), f"run.dir={tmp_path}"], resume=True)
+    assert command.config.optimizer.lr != 0.5 and command.overrides == [f"run.dir={tmp_path}"]
+
+
+def test_what_a_branch_leaves_out(parent: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, ds_config, old = read_manifest(corpus), read_deepspeed_copy(parent), tmp_path / "old"
+    shutil.copytree(parent, old)
+    skipping = merge_dicts(to_dict(read_run(old)), {"data": {"skip_samples": [[0, 8]]}})
+    (old / "config.yaml").write_text(to_yaml(config_from_dict(skipping)))
+    for words, left in (
+        (["run.seed=8"], ()),
+        (["run.seed=8", "data.skip_samples=[[8,16]]"], ((8, 16),)),
+        ([], ((0, 8),)),
+    ):
+        config = wanted(old, tmp_path / "run", *words)
+        begin = find_parent(config, ds_config, manifest)
+        config = branched(config, begin)
+        assert config.data.skip_samples == left
+        said = make_branch(begin, config, ds_config, identity_of(config, manifest), [])
+        assert any("data.skip_samples of" in line for line in said) == (not left)
+        assert ("data.skip_samples=[]" in read_overrides(tmp_path / "run")) == (not left)
+    bare = replace(begin, has_table=False)
+    with pytest.raises(UserError, match="importance_warmup is 0, and that run has no importance table"):
+        branched(wanted(old, tmp_path / "run", "objective.importance_warmup=0"), bare)
+    monkeypatch.chdir(tmp_path)
+    assert find_parent(wanted(Path("old"), tmp_path / "run"), ds_config, manifest).name == f"{old}@6"
+    scheduled = ds_config | {"scheduler": {"type": "WarmupLR"}}
+    (old / "deepspeed.json").write_text(json.dumps(scheduled))
+    with pytest.raises(UserError, match="'scheduler', which a branch does not take over: pass a JSON with one"):
+        find_parent(wanted(old, tmp_path / "run"), ds_config, manifest)
+    find_parent(wanted(old, tmp_path / "run"), scheduled, manifest)
+
+
 # ---- longer horizons
 
 
@@ -205,6 +261,9 @@ def test_a_longer_horizon_with_the_overrides_of_the_start(recipe: Path, tmp_path
     train(recipe, tmp_path / "whole", *words, "train.steps=5", "train.valid_every=3")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert read_run(tmp_path / "run").train.steps == 5 and not read_earlier(tmp_path / "run")
+    done = train(recipe, tmp_path / "run", "--resume", "train.steps=6", "train.stop_at=5")
+    assert "train.steps 5 -> 6" in done.stdout and read_run(tmp_path / "run").train.steps == 6
+    assert "nothing to train: train.stop_at is 5: pass train.stop_at=null to go on to 6" in done.stdout
 
 
 def test_a_horizon_that_was_followed_is_remembered(parent: Path, tmp_path: Path) -> None:
@@ -234,7 +293,7 @@ def test_horizons_are_compared_step_by_step(change: dict[str, object], step: int
     assert follows_alike(old, new, step, 64, has_scheduler=False) is alike
 
 
-def test_what_a_resume_may_change(parent: Path) -> None:
+def test_what_a_resume_may_change(parent: Path, tmp_path: Path) -> None:
     ds_config, config = read_deepspeed_copy(parent), to_dict(read_run(parent))
 
     def check(**sections: dict[str, object]) -> None:
@@ -250,6 +309,12 @@ def test_what_a_resume_may_change(parent: Path) -> None:
     assert f"sctd pretrain {parent}/config.yaml --resume" in said
     with pytest.raises(UserError, match="start another run.dir$"):
         check(model={"layers": 6})
+    stopped = tmp_path / "run"
+    (stopped / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (stopped / "config.yaml").write_text(to_yaml(config_from_dict(merge_dicts(config, {"train": {"stop_at": 4}}))))
+    shutil.copy(parent / "deepspeed.json", stopped)
+    with pytest.raises(UserError, match="config.yaml --resume train.stop_at=null;"):
+        check_same_run(config_from_dict(merge_dicts(config, {"optimizer": {"lr": 0.1}})), ds_config, stopped)
 
 
 # ---- folders without a checkpoint
@@ -262,10 +327,27 @@ def test_a_folder_without_a_checkpoint_is_started_anew(recipe: Path, corpus: Pat
     (tmp_path / "events.out.tfevents.1").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    train(recipe, tmp_path, "train.stop_at=1", "train.valid_rows=2")
+    said = train(recipe, tmp_path, "train.stop_at=1", "train.valid_rows=2", "--resume").stdout
+    assert f"records of an earlier start, up to step 1, are kept in {tmp_path / 'before-1'}" in said
     assert read_run(tmp_path).arm == "sctd" and [record["step"] for record in records(tmp_path)] == [1]
     assert not (tmp_path / "events.out.tfevents.1").exists() and (tmp_path / "notes.txt").read_text() == "mine"
     assert newest_whole(tmp_path) is not None and read_overrides(tmp_path) == ["train.valid_rows=2"]
+    kept = {path.name for path in (tmp_path / "before-1").iterdir()}
+    assert kept == {"config.yaml", "metrics.jsonl", "events.out.tfevents.1", "overrides.json"}
+    assert [run.name for run in gather([tmp_path]).runs] == [tmp_path.name]
+
+
+def test_records_that_tell_of_no_step_are_not_kept(corpus: Path, tmp_path: Path) -> None:
+    """Those of a validation before the first step, and those that a branch has of its parent."""
+    for begin, step in (("", 0), ("parent@6", 6)):
+        config = {"run": {"branch_from": begin}, "data": {"corpus": str(corpus)}}
+        start_run_dir(tmp_path, config_from_dict(config), {}, [])
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        assert start_run_dir(tmp_path, config_from_dict(config), {}, []) == []
+        assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "before-1").exists()
+    for n in (1, 2):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 7}) + "\n")
+        assert f"before-{n}" in start_run_dir(tmp_path, config_from_dict(config), {}, [])[0]
 
 
 def test_an_export_alone_is_a_run_that_was_there(tmp_path: Path) -> None:

@@ -196,9 +196,10 @@ def read_words(path: Path) -> tuple[str, ...]:
 
 def word_pieces(words: Iterable[str], tokenizer: Tokenizer) -> tuple[list[str], dict[str, int]]:
     """Whole words as the tokenizer normalizes them, without those that are one piece already; and counts of `words`,
-    `one_piece`, and `split`, those of which the pre-tokenizer makes several words, which are added one by one."""
+    `one_piece`, `split`, those of which the pre-tokenizer makes several words, which are added one by one, and
+    `harmful`, 0 so far."""
     known = tokenizer.get_vocab()
-    counts, found = dict.fromkeys(("words", "one_piece", "split"), 0), dict.fromkeys("")
+    counts, found = dict.fromkeys(("words", "one_piece", "split", "harmful"), 0), dict.fromkeys("")
     for word in words:
         parts = split_words(tokenizer, word)
         counts["words"] += 1
@@ -231,6 +232,9 @@ def add_vocabulary(
         saved = {}
         for piece in pieces:
             effect = text.effect(piece)
+            if effect.loses_words:  # longer words would begin with it, and have no pieces for their rest
+                counts["harmful"] += 1
+                continue
             text.add(piece, effect)
             saved[piece] = effect.saved
     grown = grow_tokenizer(tokenizer, list(saved))
@@ -265,7 +269,9 @@ def said_of_additions(facts: dict[str, Any]) -> str:
     """What add_vocabulary did, in a line."""
     if (file := facts["file"]) is not None:
         words = counted(file["words"], "word")
-        of = f" of {words} (already pieces: {file['one_piece']:,}, taken apart: {file['split']:,})"
+        of = f" of {words} (already pieces: {file['one_piece']:,}, taken apart: {file['split']:,}" + (
+            f", left out since longer words would become unknown: {file['harmful']:,})" if file["harmful"] else ")"
+        )
     else:
         of = "" if facts["added"] == facts["wanted"] else f" of {facts['wanted']:,}: no more save any tokens"
     places = f"{facts['in_slots']:,} in [unused] slots, {facts['appended']:,} appended, {facts['vocab_size']:,} ids"

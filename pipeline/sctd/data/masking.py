@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sctd.config import Config
+from sctd.config import Config, value_of
 from sctd.corpus.manifest import Manifest
 from sctd.data.draws import STREAM_KIND, STREAM_MASK, STREAM_SPAN, STREAM_TOKEN, below, hash64, unit
 from sctd.errors import UserError
@@ -49,12 +49,24 @@ def mask_share(config: Config) -> Schedule[float]:
     return Schedule((1, config.data.mask_probability), *config.data.mask_stages)
 
 
-def build_masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> "Masker":
-    """The masks of a training on a corpus, drawn from `run.seed`."""
+def build_masker(config: Config, manifest: Manifest, tokenizer: Tokenizer, renewal: int = 1) -> "Masker":
+    """The masks of a training on a corpus, drawn from `run.seed`.
+
+    Args:
+        renewal: see `Masker`.
+
+    Raises:
+        UserError: words are to be masked that the tokenizer does not mark.
+    """
     data, special, seed = config.data, manifest.special_ids, config.run.seed
     continuation_V = np.zeros(manifest.vocab_size, dtype=bool)
     for piece, number in tokenizer.get_vocab().items():
         continuation_V[number] = piece.startswith("##")
+    if not continuation_V.any():
+        for key in ("data.whole_word", "data.span_length"):
+            if value_of(config, key):
+                raise UserError(f"{key} is set, but no piece of the corpus' tokenizer is marked as the continuation of "
+                                "a word (##): words are known in WordPiece alone, leave it out")  # fmt: skip
     return Masker(
         seed,
         manifest.vocab_size,
@@ -65,6 +77,7 @@ def build_masker(config: Config, manifest: Manifest, tokenizer: Tokenizer) -> "M
         data.replace,
         Spans(seed, data.span_length, continuation_V) if data.span_length else None,
         data.mask_by == "importance",
+        renewal,
     )
 
 
@@ -123,6 +136,7 @@ class Masker:
             three, as in SpanBERT.
         by_importance: training draws targets one after the other, each with a probability proportional to its score in
             what `draw_by` was given last, a word's or span's being the mean of its pieces'; before that, uniformly.
+        renewal: a step before which scores are taken, beside the regular ones.
     """
 
     def __init__(
@@ -136,6 +150,7 @@ class Masker:
         replace: tuple[float, float, float] = STANDARD,
         spans: Spans | None = None,
         by_importance: bool = False,
+        renewal: int = 1,
     ) -> None:
         self.seed = seed
         self.mask_id = mask_id
@@ -144,6 +159,7 @@ class Masker:
         self.replace = replace
         self.spans = spans
         self.by_importance = by_importance
+        self.renewal = renewal
         self._score_V = np.ones(vocab_size)
         self._is_special_V = np.zeros(vocab_size, dtype=bool)
         self._is_special_V[list(special)] = True
@@ -156,7 +172,7 @@ class Masker:
     def awaits(self, step: int) -> bool:
         """Whether the masks of an optimizer step, counted from 1, need scores of the end of the step before it: those
         of a run are taken at its start and every `RENEWAL` steps."""
-        return self.by_importance and (step - 1) % RENEWAL == 0
+        return self.by_importance and ((step - 1) % RENEWAL == 0 or step == self.renewal)
 
     def __call__(self, ids_BS: NDArray[np.integer], sample_B: NDArray[np.int64], step: int | None = None) -> MaskedRows:
         """Mask rows.

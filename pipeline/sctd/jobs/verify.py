@@ -88,7 +88,7 @@ def _check_length(available: int, needed: int) -> None:
 
 def compare(run: Path, other: Path) -> Deviation:
     """Two finished runs: their metrics step by step, and the parameters of their newest checkpoints."""
-    left, right = read_metrics(run), read_metrics(other)
+    left, right = ([record for record in read_metrics(each) if record["step"]] for each in (run, other))
     one, two = (read_weights(path) for path in map(newest_whole, (run, other)) if path is not None)
     pairs = [(a[key], b[key]) for a, b in zip(left, right, strict=False) for key in LOSSES]
 

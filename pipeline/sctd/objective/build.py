@@ -31,7 +31,14 @@ def build_model(
     importance = dropping = None
     keeps, masks = arm.keep_by is KeepBy.IMPORTANCE, config.data.mask_by == "importance"
     if has_table(config):
-        importance = ImportanceTable(shape.vocab_size, special.all, config.objective.importance_beta, device, masks)
+        importance = ImportanceTable(
+            shape.vocab_size,
+            special.all,
+            config.objective.importance_beta,
+            device,
+            masks,
+            bool(measuring_steps(config)),
+        )
     if arm.drops:
         always = (special.cls, special.sep, special.mask, special.unk)
         per_layer = arm.keep_by is KeepBy.RANDOM_PER_LAYER

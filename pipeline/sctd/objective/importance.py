@@ -25,6 +25,7 @@ class ImportanceTable:
 
     Attributes:
         scores_V: float32, the table.
+        seen_V: float32, in how many of the measuring steps each id occurred; None where nothing is measured.
         snapshot_V: the table as it was at an earlier step, by which masks are drawn; None where they are not.
         sum_count_2V: int64, accumulators of the step's losses, filled by `sctd_kernels.token_losses`.
     """
@@ -36,34 +37,47 @@ class ImportanceTable:
         beta: float,
         device: torch.device | str = "cpu",
         for_masks: bool = False,
+        measures: bool = False,
     ) -> None:
         self.scores_V = torch.full((vocab_size,), INITIAL, dtype=torch.float32, device=device)
         self.snapshot_V = self.scores_V.clone() if for_masks else None
+        self.seen_V = torch.zeros_like(self.scores_V) if measures else None
         self.beta = beta
         self.sum_count_2V = torch.zeros(2, vocab_size, dtype=torch.int64, device=device)
         self._updatable_V = torch.ones(vocab_size, dtype=torch.bool, device=device)
         self._updatable_V[list(special)] = False
 
     @torch.no_grad()
-    def commit(self, applied: bool, nth: int | None = None) -> None:
+    def commit(self, applied: bool, measuring: bool = False) -> None:
         """At the end of an optimizer step: all-reduce the sums and move each id that occurred towards its mean loss.
 
         Args:
             applied: whether the optimizer step was applied; a skipped one leaves the table unchanged.
-            nth: of the steps that measure a table which knows nothing yet, counted from 1: an id's first mean is its
-                score, and later ones count as in a plain average, until that is slower than `beta`.
+            measuring: the table knows nothing yet: an id's first mean is its score, and later ones count as in a plain
+                average, until that is slower than `beta`.
         """
         if applied:
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(self.sum_count_2V)
             total_V, count_V = self.sum_count_2V
             mean_V = (total_V.double() / (FIXED_POINT * count_V.clamp(min=1))).float()
-            beta = self.beta if nth is None else min(self.beta, 1 - 1 / nth)
+            beta: float | Tensor = self.beta
+            if measuring:
+                assert self.seen_V is not None
+                self.seen_V += count_V > 0
+                beta = (1 - 1 / self.seen_V.clamp(min=1)).clamp(max=self.beta)
             moved_V = beta * self.scores_V + (1 - beta) * mean_V
-            if nth is not None:
-                moved_V = torch.where(self.scores_V == INITIAL, mean_V, moved_V)
             self.scores_V = torch.where((count_V > 0) & self._updatable_V, moved_V, self.scores_V)
         self.sum_count_2V.zero_()
+
+    @torch.no_grad()
+    def end_measuring(self) -> None:
+        """Rank ids that did not occur meanwhile where the most important tenth of the others begins: they are rare."""
+        assert self.seen_V is not None
+        known_V = (self.seen_V > 0) & self._updatable_V
+        if known_V.any():
+            level = self.scores_V[known_V].quantile(0.9)
+            self.scores_V = torch.where(known_V | ~self._updatable_V, self.scores_V, level)
 
     def restore(self, scores_V: Tensor) -> None:
         """Continue from the scores of a checkpoint."""

@@ -80,8 +80,9 @@ class PretrainingModel(nn.Module):
         """What training moves beside the parameters, by name: float32 and whole on every rank, part of checkpoints."""
         if self.importance is None:
             return {}
-        snapshot_V = self.importance.snapshot_V
-        return {"scores": self.importance.scores_V} | ({} if snapshot_V is None else {"masking": snapshot_V})
+        table = self.importance
+        found = {"scores": table.scores_V, "masking": table.snapshot_V, "measured": table.seen_V}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from sctd.config import Config, load_config, parse_run, run_dir_of
 from sctd.errors import UserError
 from sctd.train.init import load_sized
 from sctd.train.keep.export import read_run
-from sctd.train.keep.run_folder import holds_run, read_overrides
+from sctd.train.keep.run_folder import branch_of, holds_run, read_overrides
 
 _OVERRIDE = re.compile(r"[\w.]*=")
 # Where a run stopped, and how it began.
@@ -36,27 +36,47 @@ def read_command(words: Sequence[str], resume: bool = False, branch_from: str | 
     Raises:
         UserError: unknown recipe, key, value or parent; a recipe too many or too few; a branch without a run.dir.
     """
-    has_recipe = bool(words) and not _OVERRIDE.match(words[0])
     if branch_from is not None:
-        if has_recipe:
+        if _has_recipe(words):
             raise UserError(
                 f"--branch-from {branch_from}: a branch has the settings of that run: leave out the recipe {words[0]}, "
                 "and pass what changes as section.key=value"
             )
         return _branch(branch_from, words, resume)
-    if not has_recipe:
+    if not _has_recipe(words):
         raise UserError("the recipe is missing: name a shipped one (`sctd pretrain --help` lists them) or a YAML file")
     recipe, *overrides = words
     if resume:
-        overrides = [*read_overrides(run_dir_of(recipe, overrides)), *overrides]
+        run_dir = run_dir_of(recipe, overrides)
+        if holds_run(run_dir):
+            overrides = [*read_overrides(run_dir), *overrides]
+        elif parent := branch_of(run_dir):
+            raise UserError(
+                f"--resume: the branch of {parent} in {run_dir} was not finished: repeat its command with --branch-from"
+            )
     return Command(load_sized(recipe, overrides, resume), overrides)
 
 
-def _branch(asked: str, overrides: Sequence[str], resume: bool) -> Command:
-    given = [word.removeprefix("run.dir=") for word in overrides if word.startswith("run.dir=")]
+def asked_dir(words: Sequence[str], branch_from: str | None) -> Path:
+    """The folder of the run that a command line asks for, whatever else it says.
+
+    Raises:
+        UserError: unknown recipe; a branch without a run.dir.
+    """
+    if branch_from is None:
+        return run_dir_of(words[0], words[1:]) if _has_recipe(words) else Path()
+    given = [word.removeprefix("run.dir=") for word in words if word.startswith("run.dir=")]
     if not given or not given[-1]:
-        raise UserError(f"--branch-from {asked}: a branch is a run of its own: pass run.dir=FOLDER")
-    (run_dir, _), own, reset = parse_run(asked), Path(given[-1]), _NOT_INHERITED
+        raise UserError(f"--branch-from {branch_from}: a branch is a run of its own: pass run.dir=FOLDER")
+    return Path(given[-1])
+
+
+def _has_recipe(words: Sequence[str]) -> bool:
+    return bool(words) and not _OVERRIDE.match(words[0])
+
+
+def _branch(asked: str, overrides: Sequence[str], resume: bool) -> Command:
+    (run_dir, _), own, reset = parse_run(asked), asked_dir(overrides, asked), _NOT_INHERITED
     if own.resolve() == run_dir.resolve():
         raise UserError(f"--branch-from {asked}: run.dir is that run's own folder: choose another one")
     if resume and holds_run(own):

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from sctd.config import Config, ModelConfig, config_from_dict, keys_said, load_config, parse_run, to_dict
 from sctd.corpus.manifest import load_corpus_tokenizer, read_manifest
-from sctd.corpus.tokenizer import grown_pieces, load_tokenizer
+from sctd.corpus.tokenizer import grown_pieces, load_tokenizer, vocab_size
 from sctd.errors import UserError, one_line
 from sctd.files import read_json_object
 from sctd.model.convert import from_hf_config, from_hf_state
 from sctd.model.shape import BertShape
-from sctd.objective.build import MEASURED_STEPS, bert_shape, has_table, row_lengths
+from sctd.objective.build import MEASURED_STEPS, bert_shape, has_table, measuring_steps, row_lengths
 from sctd.train.keep import checkpoint
 from sctd.train.keep.export import CORPUS_COPY, read_run
 
@@ -83,6 +83,10 @@ class Source:
             raise UserError(f"init.from: the corpus was not made with the tokenizer of {self.name}: {error}") from None
         state, left_out = self._blamed(self.load)
         state = {name: tensor.float() for name, tensor in state.items()}
+        if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise UserError(
+                f"init.from={self.name}: {broken[0]} has numbers that are not finite: use another checkpoint"
+            )
         for name in ("embeddings.word.weight", "head.bias"):
             if name in state:
                 state[name] = _grow_rows(state[name], shape.vocab_size, grown)
@@ -203,8 +207,9 @@ def sized(config: Config, said: Collection[str], stored: Config | None = None) -
         larger = name == "vocab_size" and not 0 < mine < value
         if f"model.{name}" in said and mine != value and not larger:
             raise UserError(
-                f"init.from: model.{name} is {mine!r} in the recipe, and {value!r} in {source.name}: leave it out, or "
-                "use the recipe `continue`, which sets no sizes"
+                f"init.from: model.{name} is {mine!r} in the recipe, and {value!r} in {source.name}"
+                f"{' with this corpus' if name in ('vocab_size', 'max_positions') else ''}: leave it out, or use the "
+                "recipe `continue`, which sets no sizes"
             )
     warmup = config.objective.importance_warmup
     if warmup is None:
@@ -222,7 +227,18 @@ def _with_warmup(config: Config, steps: int | None) -> Config:
 
 
 def _with_model(config: Config, taken: dict[str, Any]) -> Config:
-    return config_from_dict(to_dict(replace(config, model=replace(config.model, **taken))))
+    try:
+        return config_from_dict(to_dict(replace(config, model=replace(config.model, **taken))))
+    except UserError as error:
+        raise UserError(f"init.from={config.init.from_}: with the sizes of that model, {error}") from None
+
+
+def absolute_source(name: str) -> str:
+    """The name of a source as it is to be called from another folder; hub ids stay."""
+    path, step = parse_run(name)
+    if not name or not path.exists():
+        return name
+    return str(path.absolute()) + ("" if step is None else f"@{step}")
 
 
 def open_source(name: str) -> Source:
@@ -254,7 +270,8 @@ def _open_run(name: str, run_dir: Path, step: int | None) -> Source:
         return {key.removeprefix("bert."): tensor for key, tensor in weights.items()}, []
 
     tokenizer, scores = load_corpus_tokenizer(corpus, manifest), partial(checkpoint.read_importance, path)
-    return Source(name, bert_shape(config, manifest), tokenizer, load, has_table(config), scores)
+    measured = has_table(config) and checkpoint.step_of(path) not in measuring_steps(config)[:-1]
+    return Source(name, bert_shape(config, manifest), tokenizer, load, measured, scores if measured else lambda: None)
 
 
 def _open_folder(name: str, folder: Path) -> Source:
@@ -263,6 +280,9 @@ def _open_folder(name: str, folder: Path) -> Source:
         shape, tokenizer = from_hf_config(config), load_tokenizer(str(folder))
     except UserError as error:
         raise UserError(f"init.from={name}: {error}") from None
+    if vocab_size(tokenizer) > shape.vocab_size:
+        raise UserError(f"init.from={name}: its tokenizer has {vocab_size(tokenizer):,} ids, and its config.json says "
+                        f"vocab_size {shape.vocab_size:,}: they do not belong together")  # fmt: skip
     files = _weight_files(name, folder)
 
     def load() -> tuple[dict[str, Tensor], list[str]]:
@@ -289,12 +309,13 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = read_json_object(folder / _INDEX)
-    if index is not None:
-        parts = sorted({folder / part for part in index.get("weight_map", {}).values()})
+    if index is not None and isinstance(index.get("weight_map"), dict):
+        parts = sorted({folder / str(part) for part in index["weight_map"].values()})
         if gone := [part.name for part in parts if not part.is_file()]:
             raise UserError(f"init.from={name}: {gone[0]} is missing, which {_INDEX} names: fetch it again")
         return parts
-    code = f"from transformers import AutoModelForMaskedLM as M; M.from_pretrained('{name}').save_pretrained('OUT')"
+    code = "from transformers import AutoModelForMaskedLM as M, AutoTokenizer as T; "
+    code += f"[each.from_pretrained('{name}').save_pretrained('OUT') for each in (M, T)]"
     raise UserError(
         f"init.from={name}: no model.safetensors; a .bin is a pickle, which can run any code when it is read: if you "
         f'trust it, convert it with: python -c "{code}"'
@@ -309,7 +330,8 @@ def _download(name: str) -> Path:
     except Exception as error:  # the hub client raises from a dozen unrelated classes
         raise UserError(
             f"init.from={name}: no such folder or run, and the hub does not give it ({type(error).__name__}: "
-            f"{one_line(error)[:100]}): check the name, or download it where there is a network, and name the folder"
+            f"{one_line(error).split('. ')[0][:80]}): check the name, or "
+            "download it where there is a network, and name the folder"
         ) from None
 
 

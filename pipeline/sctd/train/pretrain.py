@@ -115,12 +115,13 @@ def pretrain(
                 say(f"start     {start.describe(run.engine.module.bert.shape)}")
             mailbox.kept = "steps since the last save are lost: continue with --resume"
             mailbox.stage, mailbox.ending = Stage.TRAIN, lambda: this.end(EXIT_INTERRUPTED)
-            goal = config.train.stop_at or config.train.steps
+            goal, steps = config.train.stop_at or config.train.steps, config.train.steps
+            if goes_on:
+                _extend(run, progress, say)
             if progress.step >= goal:
-                say(f"{run_dir} is at step {progress.step} already, nothing to train")
+                more = f": train.stop_at is {goal}: pass train.stop_at=null to go on to {steps}" if goal < steps else ""
+                say(f"{run_dir} is at step {progress.step} already, nothing to train{more}")
             else:
-                if goes_on:
-                    _extend(run, progress, say)
                 _introduce(run, say)
                 this.begin(progress, world.size)
                 this.progress = progress = train(run, progress)
@@ -188,7 +189,8 @@ def _build(
             model.importance.restore(start.scores_V)
     hook = build_hook(config, lengths[0])
     engine = build_engine(model, config, ds_config, hook, world)
-    masker = build_masker(config, manifest, tokenizer)
+    measured = measuring_steps(config)
+    masker = build_masker(config, manifest, tokenizer, renewal=measured.stop if measured else 1)
     micro, accumulation = ds_config["train_micro_batch_size_per_gpu"], ds_config["gradient_accumulation_steps"]
     share = Share(world.rank, world.size, micro, accumulation)
     rows, *shorter = (Rows(folder, manifest, "train", length) for length in lengths)
@@ -234,7 +236,8 @@ def _begin(
         return progress
     if resume:
         say(f"{run.run_dir} has no checkpoint yet: starting at its beginning")
-    from_main(run.world, lambda: start_run_dir(run.run_dir, run.config, ds_config, overrides))
+    for line in from_main(run.world, lambda: start_run_dir(run.run_dir, run.config, ds_config, overrides)):
+        say(line)
     return Progress(ledger=run.identity["data"])
 
 

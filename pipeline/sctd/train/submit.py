@@ -13,8 +13,10 @@ from sctd.config import parse_run
 from sctd.corpus.manifest import read_manifest
 from sctd.errors import RunError, UserError
 from sctd.files import write_atomically
-from sctd.train.command import read_command
+from sctd.train.command import asked_dir, read_command
+from sctd.train.init import absolute_source
 from sctd.train.keep.branch import find_parent
+from sctd.train.keep.export import read_run
 from sctd.train.keep.run_folder import check_run_dir, check_same_run, holds_run
 from sctd.train.pretrain import check
 from sctd.train.slurm import seconds_of
@@ -106,8 +108,9 @@ def limit_seconds(time: str) -> int:
 
 def _script(words: Sequence[str], branch_from: str | None, allocation: Allocation) -> tuple[Path, str]:
     """The folder of the run, and the script of a job that it would not refuse."""
-    config = read_command(words, branch_from=branch_from).config
-    resume = holds_run(Path(config.run.dir))  # then the job continues that run
+    run_dir = asked_dir(words, branch_from)
+    resume = holds_run(run_dir)  # then the job continues that run
+    words = [f"init.from={_source(word[10:], run_dir)}" if word.startswith("init.from=") else word for word in words]
     config = read_command(words, resume, branch_from).config
     if allocation.gpus_per_node < 0:
         raise UserError(f"--gpus-per-node is {allocation.gpus_per_node}: it must be at least 0")
@@ -154,6 +157,13 @@ def _absolute(branch_from: str | None) -> str:
         return ""
     run_dir, step = parse_run(branch_from)
     return str(run_dir.absolute()) + ("" if step is None else f"@{step}")
+
+
+def _source(name: str, run_dir: Path) -> str:
+    """`init.from` with its full path, as above; a run that was started from that source has its name already."""
+    stored = read_run(run_dir).init.from_ if holds_run(run_dir) else ""
+    source = absolute_source(name)
+    return stored if absolute_source(stored) == source else source
 
 
 def _project() -> Path:

@@ -30,7 +30,7 @@ from sctd.evaluate.tasks.locate import find_files
 from sctd.evaluate.tasks.task import load_tasks
 from sctd.files import write_atomically
 from sctd.present.table import as_text
-from sctd.train.init import load_sized
+from sctd.train.init import absolute_source, load_sized
 from sctd.train.keep.checkpoint import checkpoints
 from sctd.train.keep.export import record_at
 from sctd.train.keep.metrics import format_seconds
@@ -155,7 +155,11 @@ def _absolute(config: Config) -> Config:
     """With the corpus' full path: the recipes lie in another folder than the user stands in."""
     if not config.data.corpus:
         raise UserError("data.corpus is not set: pass data.corpus=FOLDER, made by `sctd prepare`")
-    return replace(config, data=replace(config.data, corpus=str(Path(config.data.corpus).absolute())))
+    return replace(
+        config,
+        data=replace(config.data, corpus=str(Path(config.data.corpus).absolute())),
+        init=replace(config.init, from_=absolute_source(config.init.from_)),
+    )
 
 
 def _recipe(run: Trial, recipe: str, overrides: Sequence[str]) -> str:
@@ -166,6 +170,8 @@ def _recipe(run: Trial, recipe: str, overrides: Sequence[str]) -> str:
         apply_override(tree, override)
     tree.setdefault("run", {})["dir"] = run.config.run.dir
     tree.setdefault("data", {})["corpus"] = run.config.data.corpus
+    if run.config.init.from_:
+        tree.setdefault("init", {})["from"] = run.config.init.from_
     return f"# Written by `sctd ablate`: {run.variant.label}.\n{yaml.safe_dump(tree, sort_keys=False)}"
 
 

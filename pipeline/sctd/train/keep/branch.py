@@ -5,7 +5,8 @@ other, and `--resume` continues it. The checkpoint is put in last: without it, t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,25 @@ from sctd.train.keep import checkpoint
 from sctd.train.keep.earlier import settings_until, write_earlier
 from sctd.train.keep.export import CORPUS_COPY, read_run
 from sctd.train.keep.metrics import read_metrics
-from sctd.train.keep.run_folder import FIXED, read_deepspeed_copy, start_run_dir
+from sctd.train.keep.run_folder import FIXED, identity_of, read_deepspeed_copy, start_run_dir
 
 _FREE_WITH_INIT = ("optimizer.name", "model.max_positions", "model.vocab_size")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """Where a branch begins: a verified checkpoint of a run."""
+    """Where a branch begins: a verified checkpoint of a run.
+
+    Args:
+        run_dir: with its full path. config: of the run. has_table: of importance.
+        other: "corpus" or "seed", where the branch has another one, and its data begins anew; else empty.
+    """
 
     run_dir: Path
+    config: Config
     path: Path
-    has_table: bool  # of importance
+    has_table: bool
+    other: str
 
     @property
     def step(self) -> int:
@@ -70,14 +78,23 @@ def find_parent(config: Config, ds_config: dict[str, Any], manifest: Manifest) -
                 f"--branch-from {asked}: {key} is {new!r}, {run_dir} has {before!r}: a branch keeps the model, and the "
                 f"optimizer with its states: leave it out{fresh}"
             )
-    kinds = [each.get("optimizer", {}).get("type") for each in (ds_config, read_deepspeed_copy(run_dir))]
+    before = read_deepspeed_copy(run_dir)
+    kinds = [each.get("optimizer", {}).get("type") for each in (ds_config, before)]
     if kinds[0] != kinds[1]:
         raise UserError(
             f"--branch-from {asked}: the DeepSpeed optimizer is {kinds[0]}, {run_dir} has {kinds[1]}: pass a JSON with "
             "that one"
         )
-    path = checkpoint.choose(run_dir, step)
-    parent = Parent(run_dir, path, checkpoint.read_importance(path) is not None)
+    if "scheduler" in before and "scheduler" not in ds_config:
+        raise UserError(
+            f"--branch-from {asked}: {run_dir} was trained with a DeepSpeed 'scheduler', which a branch does not take "
+            "over: pass a JSON with one"
+        )
+    with _kept(asked):
+        path = checkpoint.choose(run_dir, step)
+        is_same = checkpoint.read_manifest(path)["data"] == identity_of(config, manifest)["data"]
+        other = "corpus" if not is_same else "seed" if config.run.seed != old.run.seed else ""
+        parent = Parent(run_dir.resolve(), old, path, checkpoint.read_importance(path) is not None, other)
     measured, goal = measuring_steps(old), config.train.stop_at or config.train.steps
     if parent.step in measured[:-1]:
         raise UserError(
@@ -103,28 +120,60 @@ def make_branch(
 
     Returns:
         Lines that say where it begins.
+
+    Raises:
+        UserError: the checkpoint is gone by now.
     """
     run_dir, step = Path(config.run.dir), parent.step
-    seed = read_run(parent.run_dir).run.seed
-    other = "corpus" if checkpoint.read_manifest(parent.path)["data"] != identity["data"] else ""
-    other = other or ("seed" if seed != config.run.seed else "")
     overrides = [*overrides, f"objective.importance_warmup={config.objective.importance_warmup}"]
-    start_run_dir(run_dir, config, ds_config, overrides)
+    left_out = config.data.skip_samples != parent.config.data.skip_samples and not config.data.skip_samples
+    if left_out:
+        overrides.append("data.skip_samples=[]")
+    lines = [*start_run_dir(run_dir, config, ds_config, overrides), f"branched from {parent.name}"]
     records = [record for record in read_metrics(parent.run_dir) if record["step"] <= step]
     write_atomically(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_earlier(run_dir, settings_until(parent.run_dir, step))
-    checkpoint.adopt(parent.path, run_dir, identity, anew=bool(other))
-    lines = [f"branched from {parent.name}"]
-    if other:
-        lines.append(f"another {other}: the data begins at its first sample, in an order of its own")
+    with _kept(parent.name):
+        checkpoint.adopt(parent.path, run_dir, identity, anew=bool(parent.other))
+    if parent.other:
+        lines.append(f"another {parent.other}: the data begins at its first sample, in an order of its own")
+    if left_out:
+        lines.append(f"data.skip_samples of {parent.run_dir} is left out: it counts samples of another order")
     return lines
 
 
+@contextmanager
+def _kept(asked: str) -> Iterator[None]:
+    """While the files of a checkpoint are read, which a run that is at work may remove."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"--branch-from {asked}: that checkpoint was removed by the run meanwhile: choose another step, or raise "
+            "the run's train.keep_checkpoints"
+        ) from None
+
+
 def branched(config: Config, parent: Parent) -> Config:
-    """The configuration of a branch, with what is settled by where it begins."""
-    warmup = config.objective.importance_warmup
+    """The configuration of a branch, with what is settled by where it begins.
+
+    Raises:
+        UserError: it needs an importance table that neither comes with its parent nor is to be measured.
+    """
+    warmup, needed = config.objective.importance_warmup, has_table(config) and not parent.has_table
     if warmup is None:
-        needed = has_table(config) and not parent.has_table
         warmup = min(MEASURED_STEPS, (config.train.steps - parent.step) // 2) if needed else 0
-    objective = replace(config.objective, importance_warmup=warmup)
-    return replace(config, objective=objective, run=replace(config.run, branch_from=parent.name))
+    elif warmup == 0 and needed:
+        raise UserError(
+            f"--branch-from {parent.name}: objective.importance_warmup is 0, and that run has no importance table: all "
+            "tokens would be equal to a model that knows them; leave it out"
+        )
+    skipped = config.data.skip_samples
+    if parent.other and skipped == parent.config.data.skip_samples:
+        skipped = ()  # they count samples of another order
+    return replace(
+        config,
+        data=replace(config.data, skip_samples=skipped),
+        objective=replace(config.objective, importance_warmup=warmup),
+        run=replace(config.run, branch_from=parent.name),
+    )

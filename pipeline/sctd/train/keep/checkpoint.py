@@ -136,23 +136,35 @@ def adopt(path: Path, run_dir: Path, identity: dict[str, Any], anew: bool) -> No
 
     Args:
         identity: as `Saver` has it. anew: whether the data begins anew, with the cursor at 0.
+
+    Raises:
+        OSError: a full disk, or files that are gone; nothing is left of it.
     """
     temporary, manifest = checkpoint_folder(run_dir) / f".{path.name}.tmp", read_manifest(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in (*manifest["files"], MANIFEST):
-        try:
-            (temporary / name).hardlink_to(path / name)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path / name, temporary / name)
-            sync(temporary / name)
-    if anew:
-        facts = read_json(path / _STATE)
-        facts["progress"] |= {"cursor": 0, "ledger": identity["data"], "passed_over": []}
-        del manifest[_SEAL]
-        _describe(temporary, facts, manifest | identity)
-    sync(temporary)
-    _publish(temporary, checkpoint_folder(run_dir) / path.name)
+    try:
+        for name in (*manifest["files"], MANIFEST):
+            _share(path / name, temporary / name)
+        if anew:
+            facts = read_json(path / _STATE)
+            facts["progress"] |= {"cursor": 0, "ledger": identity["data"], "passed_over": []}
+            del manifest[_SEAL]
+            _describe(temporary, facts, manifest | identity)
+        sync(temporary)
+        _publish(temporary, checkpoint_folder(run_dir) / path.name)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _share(file: Path, other: Path) -> None:
+    """The same content under another path, without taking space where the file system has links."""
+    try:
+        other.hardlink_to(file)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, other)
+        sync(other)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from sctd.train.engine.distributed import World, from_main
 from sctd.train.keep.checkpoint import checkpoints, has_latest
 from sctd.train.keep.earlier import read_earlier, settings_until, write_earlier
 from sctd.train.keep.export import CORPUS_COPY, EXPORT, read_run, require_free
+from sctd.train.keep.metrics import read_metrics
 
 _PATIENCE = 10.0  # seconds for a job that is just ending, as the one before a requeued one may be
 _DEEPSPEED_COPY = "deepspeed.json"  # the merged DeepSpeed configuration
@@ -99,6 +101,7 @@ def check_same_run(config: Config, ds_config: dict[str, Any], run_dir: Path) -> 
 def _refusal(run_dir: Path, changed: Sequence[str], new: dict[str, Any], old: dict[str, Any]) -> str:
     said = ", ".join(f"{key} is {new[key]!r} and not {old[key]!r}" for key in changed)
     keep = f"to keep what the run has: sctd pretrain {run_dir}/config.yaml --resume"
+    keep += " train.stop_at=null" if old["train.stop_at"] else ""
     words = " ".join(_override(key, new[key]) for key in changed)
     if changed == ["train.steps"]:
         change = f"train.steps may only grow; to end earlier: train.stop_at={new['train.steps']}"
@@ -147,17 +150,45 @@ def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
     return {"tokenizer": manifest.tokenizer_hash, "data": data_hash}
 
 
-def start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Write down what is about to run, in place of what was about to run there before."""
-    write_earlier(run_dir, [])
-    for old in (run_dir / "config.yaml", run_dir / "metrics.jsonl", *run_dir.glob("events.out.tfevents.*")):
-        old.unlink(missing_ok=True)
+def branch_of(run_dir: Path) -> str:
+    """RUN@STEP that a run has branched from, or was to; empty for none, and where there is no readable run."""
+    try:
+        return read_run(run_dir).run.branch_from
+    except UserError:
+        return ""
+
+
+def start_run_dir(run_dir: Path, config: Config, ds_config: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Write down what is about to run, in place of what was about to run there before.
+
+    Returns:
+        A line that says where the records of steps are, if any were trained there and no checkpoint of them is left.
+    """
+    said = _put_aside(run_dir)
     (run_dir / CORPUS_COPY).mkdir(parents=True, exist_ok=True)
     write_json(run_dir / _DEEPSPEED_COPY, ds_config)
     for name in ("manifest.json", "tokenizer.json"):
         shutil.copy(Path(config.data.corpus) / name, run_dir / CORPUS_COPY / name)
     write_json(run_dir / _OVERRIDES, [word for word in overrides if word.partition("=")[0] not in _NOT_REPEATED])
     write_atomically(run_dir / "config.yaml", to_yaml(config))  # last: where it is, the rest is
+    return said
+
+
+def _put_aside(run_dir: Path) -> list[str]:
+    """Move the records of an earlier start into a folder of their own, or remove them where they tell of no step."""
+    steps = [record["step"] for record in read_metrics(run_dir)]
+    begin = parse_run(branch_of(run_dir))[1] or 0  # up to there they are its parent's
+    names = ("metrics.jsonl", "events.out.tfevents.*", "earlier.json", _OVERRIDES, "config.yaml")
+    found = [path for name in names for path in run_dir.glob(name)]
+    if max(steps, default=0) <= begin:
+        for path in found:
+            path.unlink()
+        return []
+    place = next(place for n in count(1) if not (place := run_dir / f"before-{n}").exists())
+    place.mkdir()
+    for path in found:
+        path.rename(place / path.name)
+    return [f"records of an earlier start, up to step {max(steps):,}, are kept in {place}"]
 
 
 def extend(run_dir: Path, steps: int, step: int, has_scheduler: bool) -> list[str]:

@@ -131,10 +131,12 @@ class Plateau:
 
 def levers(config: Config) -> str:
     """What a run has not tried that leaves the plateau, best first (docs/learning.md has the measurements)."""
+    begins = not config.init.from_ and not config.run.branch_from
     known = [
-        ("model.family=modernbert", config.model.family != "modernbert"),
+        ("model.family=modernbert", begins and config.model.family != "modernbert"),
         ("optimizer.name=muon", config.optimizer.name != "muon" and config.train.zero_stage < 3),
-        ("model.positions=sinusoidal", config.model.family == "bert" and config.model.positions == "learned"),
+        ("model.positions=sinusoidal",
+         begins and config.model.family == "bert" and config.model.positions == "learned"),
         ("schedule.full_start (steps before the first dropping one)",
          config.arm != "baseline" and not config.schedule.full_start),
         ("a higher optimizer.lr, or more steps", True),

@@ -69,7 +69,7 @@ def _train(
             recorder.meter.add(parts)
         applied = run.watch.applied()
         if run.importance is not None:
-            run.importance.commit(applied, run.measuring(step))
+            run.commit_importance(step, applied)
             run.renew_masks(step)
         first, end = run.advance(progress)
         if not applied:

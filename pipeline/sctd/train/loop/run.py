@@ -81,10 +81,13 @@ class Run:
                 self.importance.snapshot_V.copy_(self.importance.scores_V)
             self.masker.draw_by(self.importance.snapshot_V.cpu().numpy())
 
-    def measuring(self, step: int) -> int | None:
-        """Which of the steps that measure a new importance table this is, from 1; None: none of them."""
+    def commit_importance(self, step: int, applied: bool) -> None:
+        """Move the importance table by the losses of an optimizer step, which may be one that measures a new one."""
+        assert self.importance is not None
         steps = measuring_steps(self.config)
-        return step - steps.start + 1 if step in steps else None
+        self.importance.commit(applied, step in steps)
+        if step in steps[-1:]:
+            self.importance.end_measuring()
 
     def advance(self, progress: Progress) -> tuple[int, int]:
         """Count an optimizer step: the samples that it trained on, from the first one up to the end.
