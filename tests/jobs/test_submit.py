@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sctd.config import config_from_dict, load_config, merge_dicts, to_dict, to_yaml
+from sctd.config import config_from_dict, merge_dicts, to_dict, to_yaml
 from sctd.errors import UserError
 from sctd.train.keep.export import read_run
 from sctd.train.submit import limit_seconds
@@ -34,9 +34,17 @@ def test_a_dry_run_writes_and_prints_a_clean_script(recipe: Path, tmp_path: Path
         subprocess.run(["shellcheck", "-x", run_dir / "job.sh"], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_a_branch_is_submitted_and_checked(recipe: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stopped(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at step 2."""
+    run_dir = tmp_path_factory.mktemp("submit") / "stopped"
+    train(recipe, run_dir, "train.stop_at=2", "train.valid_rows=2")
+    return run_dir
+
+
+def test_a_branch_is_submitted_and_checked(stopped: Path, tmp_path: Path) -> None:
     parent, run_dir = tmp_path / "parent", tmp_path / "run"
-    train(recipe, parent, "train.stop_at=2", "train.valid_rows=2")
+    shutil.copytree(stopped, parent)
     words = ("--branch-from", parent, f"run.dir={run_dir}")
     done = sctd("slurm", *words, "model.layers=6", *CPUS)
     assert done.returncode == 2 and "model.layers is 6" in done.stderr and not run_dir.exists()
@@ -44,37 +52,35 @@ def test_a_branch_is_submitted_and_checked(recipe: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     script = (run_dir / "job.sh").read_text(encoding="utf-8")
     assert f"RECIPE=''\nBRANCH_FROM={parent}\n" in script and "ARGS=optimizer.lr=1e-4\n" in script
-    # Once it has a checkpoint of its own, its parent may go; so may the model that a run was started from.
-    shutil.copytree(parent / "checkpoints", run_dir / "checkpoints")
-    for name in ("config.yaml", "deepspeed.json"):
-        shutil.copy(parent / name, run_dir)
-    stored = load_config(str(parent / "config.yaml"), [f"run.branch_from={parent}@2", "optimizer.lr=1e-4"])
-    (run_dir / "config.yaml").write_text(to_yaml(stored), encoding="utf-8")
+    # Once it has a checkpoint of its own, its parent may go.
+    _begin(run_dir, parent, {"run": {"branch_from": f"{parent}@2"}, "optimizer": {"lr": 1e-4}})
     parent.rename(tmp_path / "gone")
     done = sctd("slurm", *words, *CPUS)
     assert done.returncode == 0, done.stderr
     assert str(parent) in done.stdout
 
 
-def test_a_source_is_named_with_its_full_path(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_named_with_its_full_path(recipe: Path, stopped: Path, tmp_path: Path) -> None:
     """The job runs in another folder; a run that has begun keeps the name that it has, though the source is gone."""
-    monkeypatch.chdir(tmp_path)
-    train(recipe, tmp_path / "source", "train.stop_at=1", "train.valid_rows=2")
-    words = (recipe, "run.dir=run", "init.from=source@1", *CPUS)
-    done = sctd("slurm", *words)
-    assert done.returncode == 0, done.stderr
-    assert f"ARGS=init.from={tmp_path / 'source'}@1\n" in done.stdout
-    begun = config_from_dict(merge_dicts(to_dict(read_run(tmp_path / "source")), {"init": {"from": "source@1"}}))
-    begun = replace(
-        begun, objective=replace(begun.objective, importance_warmup=0), train=replace(begun.train, stop_at=None)
-    )
-    shutil.copytree("source/checkpoints", "run/checkpoints")
-    shutil.copy("source/deepspeed.json", "run")
-    Path("run/config.yaml").write_text(to_yaml(begun), encoding="utf-8")
-    shutil.rmtree("source")
-    done = sctd("slurm", *words)
-    assert done.returncode == 0, done.stderr
-    assert "ARGS=init.from=source@1\n" in done.stdout
+    source, run_dir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(stopped, source)
+
+    def script() -> str:
+        done = sctd("slurm", recipe, "run.dir=run", "init.from=source@2", *CPUS, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"ARGS=init.from={source}@2\n" in script()
+    _begin(run_dir, stopped, {"init": {"from": "source@2"}, "objective": {"importance_warmup": 0}})
+    source.rename(tmp_path / "gone")
+    assert "ARGS=init.from=source@2\n" in script()
+
+
+def _begin(run_dir: Path, other: Path, change: dict[str, Any]) -> None:
+    """Let a run stand there as the other one does, with other settings."""
+    shutil.copytree(other, run_dir, dirs_exist_ok=True)
+    config = merge_dicts(to_dict(read_run(other)), change)
+    (run_dir / "config.yaml").write_text(to_yaml(config_from_dict(config)), encoding="utf-8")
 
 
 def test_gpus_are_asked_for(recipe: Path, tmp_path: Path) -> None:

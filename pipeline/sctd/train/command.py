@@ -58,7 +58,7 @@ def read_command(words: Sequence[str], resume: bool = False, branch_from: str | 
 
 
 def asked_dir(words: Sequence[str], branch_from: str | None) -> Path:
-    """The folder of the run that a command line asks for, whatever else it says.
+    """The folder of the run that a command line asks for, whatever else it says; without a recipe the current one.
 
     Raises:
         UserError: unknown recipe; a branch without a run.dir.

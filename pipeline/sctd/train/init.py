@@ -161,12 +161,13 @@ def load_sized(recipe: str, overrides: Sequence[str] = (), resume: bool = False)
     run_dir, stored = Path(config.run.dir), None
     if resume and any(checkpoint.checkpoints(run_dir)):
         stored = read_run(run_dir)
-        if stored.init.from_ != config.init.from_:
+        if absolute_source(stored.init.from_) != absolute_source(config.init.from_):
             other = f"from {stored.init.from_}" if stored.init.from_ else "from random weights"
             raise UserError(
                 f"--resume: {run_dir} was started {other}, and goes on with its own weights: leave out init.from, or "
                 "start another run.dir without --resume"
             )
+        config = replace(config, init=replace(config.init, from_=stored.init.from_))
     return sized(config, keys_said(recipe, overrides), stored)
 
 

@@ -5,8 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +31,8 @@ from sctd.train.engine.resolve import read_deepspeed_json, resolve
 from sctd.train.flops import Work
 from sctd.train.init import Start, open_source
 from sctd.train.keep import checkpoint
-from sctd.train.keep.attempts import attempt
-from sctd.train.keep.branch import branched, find_parent, make_branch
+from sctd.train.keep.attempts import Attempt, attempt
+from sctd.train.keep.branch import Parent, branched, find_parent, make_branch
 from sctd.train.keep.checkpoint import Progress
 from sctd.train.keep.earlier import read_earlier
 from sctd.train.keep.export import EXPORT, export_run, fill_mask, read_run
@@ -87,58 +86,18 @@ def pretrain(
         world = init_world(launch, config.train.timeout)
         say = print if world.is_main else _silent
         if config.train.precision == "auto":
-            precision, why = from_main(world, lambda: _precision(run_dir, goes_on, world.device))
-            asked = replace(asked, train=replace(asked.train, precision=precision))
-            config, ds_config = resolve(asked, user_json, launch.size)
-            say(f"precision {precision}: {why}")
-        _check_device(config, ds_config, world.device.type)
-        parent = None
-        if config.run.branch_from and not goes_on:
-            parent = from_main(world, lambda: find_parent(config, ds_config, corpus.manifest))
-            config = branched(config, parent)
-        begins = not goes_on and parent is None
-        start = _open_start(config, corpus) if config.init.from_ and begins else None
+            config, ds_config = _with_precision(asked, user_json, world, goes_on, say)
+        plan = _plan(config, ds_config, corpus, world, goes_on)
         with locked(run_dir, world), attempt(run_dir, world) as this:
-            goes_on = from_main(world, lambda: check_run_dir(run_dir, resume))  # again, now that no other job is in it
-            if goes_on:
-                check_same_run(config, ds_config, run_dir)
-                config = replace(config, run=replace(config.run, branch_from=read_run(run_dir).run.branch_from))
-            elif parent is not None:
-                identity = identity_of(config, corpus.manifest)
-                fill = partial(make_branch, parent, config, ds_config, identity, overrides)
-                say("\n".join(from_main(world, fill)))
-            is_saved = goes_on or parent is not None
-            path = from_main(world, lambda: checkpoint.newest_whole(run_dir)) if is_saved else None
-            run = _build(config, ds_config, world, corpus, mailbox, evaluator, start)
-            progress = _begin(run, ds_config, path, resume, overrides, say)
-            if start is not None:
-                say(f"start     {start.describe(run.engine.module.bert.shape)}")
+            plan, path = _settle(plan, corpus, world, resume, overrides, say)
+            run = _build(plan.config, plan.ds_config, world, corpus, mailbox, evaluator, plan.start)
+            progress = _begin(run, plan, path, resume, overrides, say)
             mailbox.kept = "steps since the last save are lost: continue with --resume"
             mailbox.stage, mailbox.ending = Stage.TRAIN, lambda: this.end(EXIT_INTERRUPTED)
-            goal, steps = config.train.stop_at or config.train.steps, config.train.steps
-            if goes_on:
+            if plan.goes_on:
                 _extend(run, progress, say)
-            if progress.step >= goal:
-                more = f": train.stop_at is {goal}: pass train.stop_at=null to go on to {steps}" if goal < steps else ""
-                say(f"{run_dir} is at step {progress.step} already, nothing to train{more}")
-            else:
-                _introduce(run, say)
-                this.begin(progress, world.size)
-                this.progress = progress = train(run, progress)
-                say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
-            barrier()
-            dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
-            if progress.step < goal:
-                why = mailbox.signals[0] if mailbox.signals else "a file or another rank"
-                say(f"stopped on request ({why}), and saved: continue with --resume")
-                this.code = EXIT_STOPPED
-                return EXIT_STOPPED
-            if world.is_main:
-                mailbox.kept = f"trained and saved: `sctd export {run_dir} --out FOLDER` writes the model"
-                mailbox.stage = Stage.FINISH
-                _finish(run, say)
-            this.code = 0
-            return 0
+            this.code = _train_and_end(run, progress, this, say)
+            return this.code
 
 
 def check(config: Config, deepspeed_config: str | None, world: int) -> tuple[Config, dict[str, Any]]:
@@ -167,6 +126,55 @@ def _open_corpus(config: Config, launch: Launch) -> _Corpus:
     bert_shape(config, manifest)
     verify_shards(folder, manifest, part=(launch.rank, launch.size))
     return _Corpus(folder, manifest, load_corpus_tokenizer(folder, manifest))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run as it will be.
+
+    Args:
+        goes_on: from a checkpoint of its own.
+        parent: of a branch that begins. start: the weights of a new run, if they are not random.
+    """
+
+    config: Config
+    ds_config: dict[str, Any]
+    goes_on: bool
+    parent: Parent | None = None
+    start: Start | None = None
+
+
+def _plan(config: Config, ds_config: dict[str, Any], corpus: _Corpus, world: World, goes_on: bool) -> _Plan:
+    """What is to be trained, and with what it begins; nothing is written."""
+    _check_device(config, ds_config, world.device.type)
+    if goes_on:
+        return _Plan(config, ds_config, goes_on=True)
+    if config.run.branch_from:
+        parent = from_main(world, lambda: find_parent(config, ds_config, corpus.manifest))
+        return _Plan(branched(config, parent), ds_config, goes_on=False, parent=parent)
+    start = _open_start(config, corpus) if config.init.from_ else None
+    return _Plan(config, ds_config, goes_on=False, start=start)
+
+
+def _settle(
+    plan: _Plan, corpus: _Corpus, world: World, resume: bool, overrides: Sequence[str], say: Callable[[str], None]
+) -> tuple[_Plan, Path | None]:
+    """The plan, now that no other job is in the folder, and the checkpoint that training begins at.
+
+    The folder of a branch is filled here; that of a new run only when all of it is built.
+    """
+    config, ds_config, parent = plan.config, plan.ds_config, plan.parent
+    run_dir = Path(config.run.dir)
+    if from_main(world, lambda: check_run_dir(run_dir, resume)):
+        check_same_run(config, ds_config, run_dir)
+        config = replace(config, run=replace(config.run, branch_from=read_run(run_dir).run.branch_from))
+        plan = _Plan(config, ds_config, goes_on=True)
+    elif parent is not None:
+        identity = identity_of(config, corpus.manifest)
+        say("\n".join(from_main(world, lambda: make_branch(parent, config, ds_config, identity, overrides))))
+    else:
+        return replace(plan, goes_on=False), None
+    return plan, from_main(world, lambda: checkpoint.newest_whole(run_dir))
 
 
 def _open_start(config: Config, corpus: _Corpus) -> Start:
@@ -219,9 +227,8 @@ def _build(
 
 
 def _begin(
-    run: Run, ds_config: dict[str, Any], path: Path | None, resume: bool, overrides: Sequence[str],
-    say: Callable[[str], None],
-) -> Progress:  # fmt: skip
+    run: Run, plan: _Plan, path: Path | None, resume: bool, overrides: Sequence[str], say: Callable[[str], None]
+) -> Progress:
     """Where the training starts: at a checkpoint, or at the beginning of a folder that is made for it now."""
     if path is not None:
         facts = checkpoint.read_manifest(path)
@@ -236,8 +243,10 @@ def _begin(
         return progress
     if resume:
         say(f"{run.run_dir} has no checkpoint yet: starting at its beginning")
-    for line in from_main(run.world, lambda: start_run_dir(run.run_dir, run.config, ds_config, overrides)):
+    for line in from_main(run.world, lambda: start_run_dir(run.run_dir, run.config, plan.ds_config, overrides)):
         say(line)
+    if plan.start is not None:
+        say(f"start     {plan.start.describe(run.engine.module.bert.shape)}")
     return Progress(ledger=run.identity["data"])
 
 
@@ -247,6 +256,40 @@ def _extend(run: Run, progress: Progress, say: Callable[[str], None]) -> None:
     for line in from_main(run.world, lambda: extend(run.run_dir, steps, progress.step, has_scheduler)):
         say(line)
     run.work.set_earlier(read_earlier(run.run_dir))
+
+
+def _train_and_end(run: Run, progress: Progress, this: Attempt, say: Callable[[str], None]) -> int:
+    """Train to the goal, and export; the exit code."""
+    steps, mailbox = run.config.train.steps, run.mailbox
+    goal = run.config.train.stop_at or steps
+    if progress.step >= goal:
+        more = f": train.stop_at is {goal}: pass train.stop_at=null to go on to {steps}" if goal < steps else ""
+        say(f"{run.run_dir} is at step {progress.step} already, nothing to train{more}")
+    else:
+        _introduce(run, say)
+        this.begin(progress, run.world.size)
+        this.progress = progress = train(run, progress)
+        say(f"trained to step {progress.step} in {format_seconds(progress.seconds)}")
+    barrier()
+    dist.destroy_process_group()  # the others need not wait for what rank 0 does alone
+    if progress.step < goal:
+        why = mailbox.signals[0] if mailbox.signals else "a file or another rank"
+        say(f"stopped on request ({why}), and saved: continue with --resume")
+        return EXIT_STOPPED
+    if run.world.is_main:
+        mailbox.kept = f"trained and saved: `sctd export {run.run_dir} --out FOLDER` writes the model"
+        mailbox.stage = Stage.FINISH
+        _finish(run, say)
+    return 0
+
+
+def _with_precision(
+    asked: Config, user_json: dict[str, Any], world: World, goes_on: bool, say: Callable[[str], None]
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the DeepSpeed JSON, with the precision that `auto` becomes here."""
+    precision, why = from_main(world, lambda: _precision(Path(asked.run.dir), goes_on, world.device))
+    say(f"precision {precision}: {why}")
+    return resolve(replace(asked, train=replace(asked.train, precision=precision)), user_json, world.size)
 
 
 def _precision(run_dir: Path, goes_on: bool, device: torch.device) -> tuple[str, str]:
