@@ -18,7 +18,7 @@ SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "arm"
 def test_recipes_are_listed() -> None:
     sizes, arms = ("mini", "base", "large"), ("baseline", "token-drop", "sctd")
     grid = [f"{family}-{size}-{arm}" for family in FAMILIES for size in sizes for arm in arms]
-    assert recipe_names() == SHIPPED == sorted([*grid, "demo", "demo-bert"])
+    assert recipe_names() == SHIPPED == sorted([*grid, "continue", "demo", "demo-bert"])
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
@@ -53,20 +53,24 @@ def test_arms_of_a_size_differ_in_the_arm_alone(size: str) -> None:
 
 # What the paper's recipes compute, to the last key: a later default must not change it.
 PAPER: dict[str, Any] = {
-    "run": {"seed": 1, "examples": []},
+    "run": {"seed": 1, "examples": [], "branch_from": ""},
+    "init": {"from": "", "positions": "error"},
     "data": {
         "corpus": "", "seq_len": 0, "warmup_seq_len": 0, "warmup_steps": 0, "mask_probability": 0.15,
-        "mask_stages": [], "whole_word": False, "skip_samples": [],
+        "mask_stages": [], "whole_word": False, "mask_by": "random", "span_length": 0.0, "replace": [0.8, 0.1, 0.1],
+        "skip_samples": [],
     },
     "model": {
-        "family": "bert", "vocab_size": 0, "max_positions": 512, "positions": "learned", "dropout": 0.1,
-        "attention_dropout": 0.1, "layer_norm_eps": 1e-12, "initializer_range": 0.02, "keep_ratio": 0.5,
+        "family": "bert", "vocab_size": 0, "max_positions": 512, "positions": "learned", "theta": None,
+        "window": 0, "global_every": 3, "local_theta": 10_000.0, "dropout": 0.1, "attention_dropout": 0.1,
+        "layer_norm_eps": 1e-12, "initializer_range": 0.02, "keep_ratio": 0.5,
         "first_dropped": None, "full_tail": 1, "layer_norm": "native",
     },
     "attention": {"scope": "row"},
     "objective": {
         "interval": 10, "kl_weight": 0.05, "mlm_drop": True, "mlm_full": True, "kl_global": True, "kl_local": True,
         "semantic_positions": "cls", "detach_teacher": True, "importance_beta": 0.995,
+        "importance_warmup": None,
     },
     "optimizer": {
         "name": "adamw", "muon_lr": 0.02, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01, "clip": 1.0,
