@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("objective/schedule.py", "step = engine.global_steps + 1", "step = engine.global_steps", SCHEDULE),
     Mutant("objective/schedule.py", "(last + 1, Phase.FULL)", "(last, Phase.FULL)", SCHEDULE),
     Mutant("objective/build.py", "(full_start + 1, steps", "(full_start, steps", SCHEDULE),
-    Mutant("objective/importance.py", "+ (1 - self.beta) * mean_V", "+ self.beta * mean_V", IMPORTANCE),
+    Mutant("objective/importance.py", "+ (1 - beta) * mean_V", "+ beta * mean_V", IMPORTANCE),
     Mutant("objective/importance.py", "(count_V > 0) & self._updatable_V", "count_V > 0", IMPORTANCE),
     Mutant("objective/importance.py", "if applied:", "if True:", IMPORTANCE),
     Mutant("objective/pretraining.py", "sum_count_2V if phase is Phase.FULL else None", "sum_count_2V", LOSSES),
