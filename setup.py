@@ -66,6 +66,7 @@ setup(
         "transformers>=5.17,<6",
         "datasets>=5,<6",
         "tokenizers>=0.22",
+        "psutil>=5.9",
         "safetensors>=0.6",
         "tensorboard>=2.18",
         "numpy>=2",
