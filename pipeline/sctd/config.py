@@ -315,6 +315,12 @@ def parse_run(text: str) -> tuple[Path, int | None]:
     return (Path(found[1]).expanduser(), int(found[2])) if found else (Path(text).expanduser(), None)
 
 
+def absolute_run(text: str) -> str:
+    """`RUN` or `RUN@STEP` as it is to be called from another folder."""
+    path, step = parse_run(text)
+    return f"{path.absolute()}" + ("" if step is None else f"@{step}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an error message: `did you mean 'X'?`, or the known names where none is near."""
     known = list(known)

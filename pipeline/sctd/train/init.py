@@ -21,7 +21,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sctd.config import Config, ModelConfig, config_from_dict, keys_said, load_config, parse_run, to_dict
+from sctd.config import (
+    Config,
+    ModelConfig,
+    absolute_run,
+    config_from_dict,
+    keys_said,
+    load_config,
+    parse_run,
+    to_dict,
+)
 from sctd.corpus.manifest import load_corpus_tokenizer, read_manifest
 from sctd.corpus.tokenizer import grown_pieces, load_tokenizer, vocab_size
 from sctd.errors import UserError, one_line
@@ -37,17 +46,10 @@ if TYPE_CHECKING:
 
 _FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "vocab.txt"]
 _INDEX = "model.safetensors.index.json"
-_FIXED = (
-    "family",
-    "layers",
-    "hidden_size",
-    "heads",
-    "intermediate_size",
-    "layer_norm_eps",
-    "window",
-    "global_every",
+_FIXED = (  # by the checkpoint
+    "family", "layers", "hidden_size", "heads", "intermediate_size", "layer_norm_eps", "window", "global_every",
     "local_theta",
-)  # by the checkpoint
+)  # fmt: skip
 _KEPT = ("dropout", "attention_dropout", "initializer_range")  # unless the recipe sets them
 
 
@@ -236,10 +238,7 @@ def _with_model(config: Config, taken: dict[str, Any]) -> Config:
 
 def absolute_source(name: str) -> str:
     """The name of a source as it is to be called from another folder; hub ids stay."""
-    path, step = parse_run(name)
-    if not name or not path.exists():
-        return name
-    return str(path.absolute()) + ("" if step is None else f"@{step}")
+    return absolute_run(name) if name and parse_run(name)[0].exists() else name
 
 
 def open_source(name: str) -> Source:

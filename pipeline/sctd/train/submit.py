@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sctd
-from sctd.config import parse_run
+from sctd.config import absolute_run
 from sctd.corpus.manifest import read_manifest
 from sctd.errors import RunError, UserError
 from sctd.files import write_atomically
@@ -133,7 +133,7 @@ def _script(words: Sequence[str], branch_from: str | None, allocation: Allocatio
         "project": _project(),
         "log": f"{run_dir}/job.log".replace("%", "%%"),
         "recipe": Path(recipe).absolute() if recipe.endswith((".yaml", ".yml")) else recipe,
-        "parent": _absolute(branch_from),
+        "parent": absolute_run(branch_from) if branch_from else "",
         "corpus": Path(config.data.corpus).absolute(),
         "run_dir": run_dir,
         "arguments": " ".join(own),
@@ -149,14 +149,6 @@ def _script(words: Sequence[str], branch_from: str | None, allocation: Allocatio
         warning=min(_WARNING, limit_seconds(allocation.time) // 3),
     )
     return run_dir, script
-
-
-def _absolute(branch_from: str | None) -> str:
-    """The run with its full path: the job runs in the folder of the project."""
-    if branch_from is None:
-        return ""
-    run_dir, step = parse_run(branch_from)
-    return str(run_dir.absolute()) + ("" if step is None else f"@{step}")
 
 
 def _source(name: str, run_dir: Path) -> str:
